@@ -1,0 +1,161 @@
+"""Findings: what the study says, as data. The report renders these and nothing else decides anything."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Verdict = Literal["supported", "contradicted", "inconclusive"]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Claim(_Row):
+    """One claim with everything a reviewer asks for. Estimates of shares are fractions."""
+
+    id: str
+    """e.g. `quality/sst2`, `drift/all`, `overhead`, `hypothesis`."""
+    dimension: Literal["quality", "drift", "overhead", "hypothesis"]
+    task: str | None
+    statement: str
+    """The claim in words, with its margin."""
+    verdict: Verdict
+    estimate: float | None
+    estimate_name: str
+    """e.g. `LoRA / full accuracy`, `1 - D_LoRA / D_full`, `time per token ratio - 1`."""
+    interval: tuple[float | None, float | None] | None
+    interval_level: float
+    margin: float | None
+    p: float | None
+    p_opposite: float | None
+    p_adjusted: float | None
+    """Holm over tasks, for per-task claims."""
+    df: float | None
+    attainable_p: float | None
+    method: str
+    """The procedure by name."""
+    n_seeds: int | None
+    n_examples: int | None
+    n_launches: int | None
+    notes: list[str]
+    steps: list[str]
+    """Step ids every number came from."""
+
+
+class TaskRow(_Row):
+    """One row of the master table: method x task."""
+
+    task: str
+    method: str
+    n_seeds: int
+    primary_metric: str
+    quality_mean: float | None
+    quality_sd: float | None
+    quality_interval: tuple[float | None, float | None] | None
+    other_metrics: dict[str, tuple[float, float]]
+    """name -> (mean, sd) over seeds."""
+    drift_mean: float | None
+    drift_sd: float | None
+    drift_saturated: bool
+    trainable_parameters: int | None
+    trainable_share: float | None
+    learning_rate: float | None
+    batch_size: int | None
+    steps: list[str]
+
+
+class BaselineRow(_Row):
+    """One baseline on one task; `published` rows are context, not measured here."""
+
+    task: str
+    system: str
+    metric: str
+    value: float
+    sd: float | None
+    interval: tuple[float, float] | None
+    split: str
+    n: int | None
+    source: str
+    measured_here: bool
+    steps: list[str]
+
+
+class CostRow(_Row):
+    """Training cost of one method on one task, medians over seeds."""
+
+    task: str
+    method: str
+    wall_s: float | None
+    peak_memory_bytes: float | None
+    real_tokens_per_s: float | None
+    steps_to_best: float | None
+    trainable_share: float | None
+    actual_speedup: float | None
+    theoretical_speedup: float | None
+    steps: list[str]
+
+
+class ServingRow(_Row):
+    """One serving cell over launches."""
+
+    arm: str
+    batch_size: int
+    prompt_length: int
+    sampling: str
+    adapters: int
+    launches: int
+    ms_per_token_median: float
+    ms_per_token_mad: float
+    tokens_per_s_median: float
+    ttft_ms_median: float | None
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    latency_p99_ms: float | None
+    requests: int
+    ratio_to_baseline: float | None
+    """Time per token over the registered baseline arm, same cell."""
+    ratio_interval: tuple[float | None, float | None] | None
+    note: str
+    steps: list[str]
+
+
+class Missing(_Row):
+    """A planned step without a result."""
+
+    step: str
+    state: str
+    why: str
+
+
+class RedFlag(_Row):
+    """Something a reader should look at; never changes a verdict."""
+
+    step: str
+    text: str
+
+
+class Findings(_Row):
+    """Everything the report says."""
+
+    study: str
+    title: str
+    generated: str
+    complete: bool
+    steps_done: int
+    steps_planned: int
+    missing: list[Missing]
+    answer: list[str]
+    """The answer in three sentences with numbers."""
+    claims: list[Claim]
+    table: list[TaskRow]
+    baselines: list[BaselineRow]
+    costs: list[CostRow]
+    serving: list[ServingRow]
+    statistics: dict[str, Any]
+    """Descriptive and exploratory tables by name (mcnemar, permutation, anova, effect_sizes, power, correlations, noise_floor, merge ...):
+    each {"title", "columns", "rows", "note", "steps"}."""
+    disagreements: list[dict[str, Any]]
+    """Examples on which methods disagree, from stored predictions: task, example_id, label, predictions by method."""
+    red_flags: list[RedFlag]
+    limitations: list[str]

@@ -1,0 +1,252 @@
+"""The study file as types. The `study` half changes numbers and enters fingerprints; the `execution` half never does."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
+TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
+Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "correlate"]
+KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
+ArmName = Literal["base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching"]
+
+
+class Frozen(BaseModel):
+    """Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSpec(Frozen):
+    """The base model: `sprout-2m` (embedded), a local folder, or a hub id with a pinned commit."""
+
+    name: str
+    revision: str | None = None
+
+
+class Limits(Frozen):
+    """Upper bounds on examples per part, drawn with the fixed split seed; None takes all."""
+
+    train: PositiveInt | None = None
+    selection: PositiveInt | None = 1000
+    test: PositiveInt | None = None
+
+
+class DataSpec(Frozen):
+    """Where task data comes from. `files` reads official distribution files from `execution.files`."""
+
+    source: Literal["sample", "files", "hub"] = "hub"
+    revisions: dict[str, str] = {}
+    split_seed: int = 13
+    selection_share: Share = 0.1
+
+
+class TaskSpec(Frozen):
+    """One task: its length limit in tokens, its limits in examples, and what differs from the study's `training`."""
+
+    max_length: PositiveInt
+    limits: Limits = Limits()
+    learning_rates: dict[str, tuple[PositiveFloat, ...]] = {}
+    batch_sizes: tuple[PositiveInt, ...] | None = None
+    max_steps: PositiveInt | None = None
+    expect: dict[str, tuple[float, float]] = {}
+    """Per method, the range (fractions) outside which the primary test metric raises a red flag."""
+
+
+class AdapterSpec(Frozen):
+    """A PEFT adapter in PEFT's own terms; `options` passes any further field of that PEFT config."""
+
+    peft_type: str = "LORA"
+    r: PositiveInt | None = 8
+    lora_alpha: PositiveFloat | None = 16
+    lora_dropout: Share | None = 0.05
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+    options: dict[str, Any] = {}
+
+
+class MethodSpec(Frozen):
+    """A fine-tuning method. No adapter means full fine-tuning."""
+
+    adapter: AdapterSpec | None = None
+    warmup_ratio: Share
+    learning_rates: tuple[PositiveFloat, ...]
+
+
+class TrainingSpec(Frozen):
+    """What all methods share, so that nothing but the method differs."""
+
+    precision: Precision = "auto"
+    batch_sizes: tuple[PositiveInt, ...] = (8, 16)
+    micro_batch: PositiveInt | None = None
+    eval_batch: PositiveInt = 16
+    max_epochs: PositiveFloat = 3
+    max_steps: PositiveInt | None = None
+    weight_decay: float = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    early_stopping_patience: PositiveInt = 3
+    eval_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 10
+    search_seed: int = 42
+    deterministic: bool = True
+    gradient_checkpointing: bool = False
+
+
+class DriftSpec(Frozen):
+    """How representational drift is probed (steps are optimizer steps)."""
+
+    probe_examples: Annotated[int, Field(ge=10, le=750)] = 750
+    every: PositiveInt = 100
+    early_steps: tuple[PositiveInt, ...] = (1, 3, 10, 30)
+    primary_pooling: Literal["last_prompt_token", "mean"] = "last_prompt_token"
+    blocks: Annotated[int, Field(ge=2)] = 5
+    internals: bool = False
+    """Attention patterns (Jensen-Shannon) and MLP activations at the first and the scored probe."""
+    batch_size: PositiveInt = 16
+
+
+class ServingSpec(Frozen):
+    """The serving benchmark's grid. A cell is arm x batch size x prompt length x sampling."""
+
+    task: TaskName = "sst2"
+    two_adapters: tuple[TaskName, TaskName] = ("sst2", "squad_v2")
+    arms: tuple[ArmName, ...] = ("base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching")
+    seed: int = 42
+    batch_sizes: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16)
+    prompt_lengths: tuple[PositiveInt, ...] = (128, 256, 512)
+    output_tokens: PositiveInt = 128
+    sampling: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
+    temperature: PositiveFloat = 0.8
+    top_p: Share = 0.95
+    prompts_per_cell: PositiveInt = 1000
+    warmup_calls: PositiveInt = 100
+    launches: PositiveInt = 10
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    enforce_eager: Literal["auto", "always", "never"] = "auto"
+    """auto: eager on a CPU (see the serving docs), never eager on a GPU."""
+    max_model_len: PositiveInt = 1024
+    max_num_seqs: PositiveInt = 16
+    gpu_memory_utilization: Share = 0.95
+    launch_timeout_s: PositiveInt = 1800
+    merge_tolerance_fp32: PositiveFloat = 1e-4
+
+
+class AnalysisSpec(Frozen):
+    """The registered plan: margins, metrics, families. Fixed before the runs."""
+
+    alpha: Share = 0.05
+    quality_retained: Share = 0.97
+    drift_reduction: Share = 0.20
+    overhead_limit: PositiveFloat = 0.30
+    primary_metric: dict[TaskName, str] = {"mrpc": "accuracy", "sst2": "accuracy", "rte": "accuracy", "squad_v2": "f1"}
+    reference_method: str = "full"
+    candidate_method: str = "lora"
+    overhead_arm: ArmName = "adapters_2"
+    overhead_baseline_arm: ArmName = "merged"
+    overhead_batch_sizes: tuple[PositiveInt, ...] = (2, 4, 8, 16)
+    overhead_prompt_length: PositiveInt = 256
+    min_launches: PositiveInt = 10
+    bootstrap_draws: PositiveInt = 1000
+    permutation_draws: PositiveInt = 10_000
+    random_baseline_seeds: PositiveInt = 5
+    saturated_drift: Share = 0.9
+
+
+class Study(Frozen):
+    """The `study:` half: everything that changes a number."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    title: str = ""
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    tasks: dict[TaskName, TaskSpec]
+    methods: dict[str, MethodSpec]
+    seeds: tuple[int, ...]
+    training: TrainingSpec = TrainingSpec()
+    drift: DriftSpec = DriftSpec()
+    serving: ServingSpec | None = ServingSpec()
+    analysis: AnalysisSpec = AnalysisSpec()
+
+    def learning_rates(self, task: TaskName, method: str) -> tuple[float, ...]:
+        """The grid of one arm on one task."""
+        return self.tasks[task].learning_rates.get(method, self.methods[method].learning_rates)
+
+    def batch_sizes(self, task: TaskName) -> tuple[int, ...]:
+        """The batch sizes searched on one task, shared by all arms."""
+        return self.tasks[task].batch_sizes or self.training.batch_sizes
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        problems = list(_inconsistencies(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _inconsistencies(study: Study) -> list[str]:
+    """Cross-field rules that keep the comparison fair and the plan possible."""
+    found: list[str] = []
+    if not study.tasks or not study.methods or not study.seeds:
+        found.append("tasks, methods and seeds each need at least one entry")
+    if len(set(study.seeds)) != len(study.seeds):
+        found.append("seeds: each seed once")
+    if study.training.search_seed not in study.seeds:
+        found.append(f"training.search_seed: {study.training.search_seed} is not one of seeds {list(study.seeds)}")
+    for role in ("reference_method", "candidate_method"):
+        if getattr(study.analysis, role) not in study.methods:
+            found.append(f"analysis.{role}: no method named '{getattr(study.analysis, role)}' in methods {list(study.methods)}")
+    for task, spec in study.tasks.items():
+        found += [f"tasks.{task}.learning_rates: no method named '{m}' in methods" for m in spec.learning_rates if m not in study.methods]
+        sizes = {m: len(study.learning_rates(task, m)) for m in study.methods}
+        if len(set(sizes.values())) > 1:
+            found.append(f"tasks.{task}: learning-rate grids must be equal in size for all methods (equal search budget), got {sizes}")
+    serving = study.serving
+    if serving is not None:
+        wanted = {serving.task} | (set(serving.two_adapters) if "adapters_2" in serving.arms else set())
+        found += [f"serving: task '{t}' is not one of the study's tasks" for t in sorted(wanted - set(study.tasks))]
+        if serving.seed not in study.seeds:
+            found.append(f"serving.seed: {serving.seed} is not one of seeds {list(study.seeds)}")
+    return found
+
+
+class Paths(Frozen):
+    """Folders, relative to the working directory."""
+
+    runs: str = "runs"
+    data: str = "data"
+    files: str | None = None
+    """Official distribution files, for `data.source: files`."""
+
+
+class Tracking(Frozen):
+    """Weights & Biases. The local record is complete without it."""
+
+    wandb: Literal["auto", "offline", "online", "off"] = "auto"
+    """auto: online when logged in, else offline."""
+    entity: str | None = None
+    phase1_project: str = "NLP-Phase1-Training"
+    phase2_project: str = "NLP-Phase2-Analysis"
+
+
+class Execution(Frozen):
+    """The `execution:` half: where and how, never what."""
+
+    paths: Paths = Paths()
+    jobs: PositiveInt | None = None
+    """Steps at once; None: one per CPU core, or one per GPU."""
+    threads: PositiveInt = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    retries: int = 1
+    step_timeout_s: PositiveInt | None = None
+    placement: dict[str, dict[Kind, tuple[TaskName, ...] | Literal["all"]]] = {}
+    """machine -> kind -> tasks. A kind that no machine names runs anywhere; data steps run wherever they are needed."""
+    tracking: Tracking = Tracking()
+
+
+class StudyFile(Frozen):
+    """A whole study file."""
+
+    study: Study
+    execution: Execution = Execution()
