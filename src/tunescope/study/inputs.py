@@ -2,7 +2,20 @@
 
 from typing import Literal
 
-from .schema import AnalysisSpec, DataSpec, DriftSpec, Frozen, Kind, Limits, MethodSpec, ModelSpec, ServingSpec, TaskName, TaskSpec, TrainingSpec
+from .schema import (
+    AnalysisSpec,
+    DataSpec,
+    DriftSpec,
+    Frozen,
+    Kind,
+    Limits,
+    MethodSpec,
+    ModelSpec,
+    ServingSpec,
+    TaskName,
+    TaskSpec,
+    TrainingSpec,
+)
 
 
 class DataInputs(Frozen):

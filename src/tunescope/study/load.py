@@ -1,0 +1,122 @@
+"""Read a study file: YAML through OmegaConf, overrides, validation with every problem named at once."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from tunescope.errors import StudyError
+
+from .schema import StudyFile
+
+_PACKAGED = Path(__file__).parents[1] / "studies"
+_CHECKOUT = Path(__file__).parents[3] / "studies"
+
+
+def builtin_studies() -> dict[str, Path]:
+    """The shipped studies by name."""
+    folder = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_study(name_or_path: str) -> Path:
+    """The file of a built-in study name or a path."""
+    builtin = builtin_studies()
+    if name_or_path in builtin:
+        return builtin[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        raise StudyError(f"no study file '{name_or_path}': give a path to a YAML file or one of the built-in studies {', '.join(builtin)}")
+    raise StudyError(f"no study named '{name_or_path}'{_nearest(name_or_path, builtin)}: built in are {', '.join(builtin)}")
+
+
+def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyFile:
+    """Load and validate a study.
+
+    Args:
+        name_or_path: a built-in name (`quickstart`) or a YAML file.
+        overrides: `a.b=c` items; a path that starts with neither `study.` nor `execution.` is taken inside `study`.
+
+    Raises:
+        StudyError: lists every problem with its path in the file and the nearest valid name.
+    """
+    path = find_study(name_or_path)
+    try:
+        config = OmegaConf.load(path)
+        items = [_qualified(item) for item in overrides]
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(items)) if items else config
+        data = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: not a readable YAML study file: {' '.join(str(error).split())}") from error
+    try:
+        return StudyFile.model_validate(data)
+    except ValidationError as error:
+        raise StudyError([f"{path}: {line}" for line in _problems(error)]) from error
+
+
+def study_json_schema() -> dict[str, Any]:
+    """The JSON Schema of a study file."""
+    return StudyFile.model_json_schema()
+
+
+def _qualified(item: str) -> str:
+    key, sep, value = item.partition("=")
+    if not sep or not key:
+        raise StudyError(f"--set {item}: write it as path=value, e.g. --set training.max_epochs=1")
+    if key.split(".")[0] not in ("study", "execution"):
+        key = f"study.{key}"
+    return f"{key}={value}"
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        if problem["type"] == "extra_forbidden":
+            known = _known_names(problem["loc"][:-1])
+            yield f"{place}: unknown key{_nearest(str(problem['loc'][-1]), known)}; valid here: {', '.join(known)}"
+        elif problem["type"] == "literal_error":
+            given, expected = problem["input"], problem["ctx"]["expected"]
+            yield f"{place}: '{given}' is not valid{_nearest(str(given), _quoted(expected))}; expected {expected}"
+        elif problem["type"] == "missing":
+            yield f"{place}: missing; it has no default"
+        else:
+            yield f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _quoted(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _known_names(location: tuple[Any, ...]) -> list[str]:
+    """Field names valid at a place in the file, following models, dict values, tuples and optionals."""
+    kind: Any = StudyFile
+    for part in location:
+        kind = _model_in(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(part)].annotation
+        else:
+            kind = typing.get_args(kind)[-1]
+    kind = _model_in(kind)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _model_in(kind: Any) -> Any:
+    """Drop `| None` and `Annotated` around a type."""
+    while typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated):
+        args = [a for a in typing.get_args(kind) if a is not type(None)]
+        kind = args[0]
+    return kind

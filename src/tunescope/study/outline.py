@@ -1,0 +1,107 @@
+"""A plan on one readable page: the graph by phase and task, and its rough cost with the basis stated."""
+
+from collections.abc import Mapping
+
+from .plan import Plan, Step
+from .schema import Study, TaskName
+
+BASIS = (
+    "rough: full training sets, all epochs, padding-free token counts (about 75 a pair, 25 a sentence, 190 a question); one H200 at "
+    "7,000 real tokens a second (stock Trainer, batch 8, TinyLlama-1.1B); a small CPU model at 3,000 a second and thread; a serving launch "
+    "70 s plus 2.2 ms a decode step (GPU) or 25 s (CPU)"
+)
+_TOKENS: Mapping[TaskName, int] = {"mrpc": 75, "sst2": 25, "rte": 75, "squad_v2": 190}
+_TRAIN_ROWS: Mapping[TaskName, int] = {"mrpc": 3668, "sst2": 66_349, "rte": 2241, "squad_v2": 117_287}
+
+
+def seconds(study: Study, step: Step) -> float:
+    """Expected seconds of one step on one device (see BASIS)."""
+    small = study.model.name.startswith("sprout")
+    rate = 3_000 if small else 7_000
+    if step.kind == "serve":
+        return _serve_seconds(study, small)
+    if step.task is None or step.kind in ("data", "drift"):
+        return 10
+    if step.kind in ("baseline", "base-probe"):
+        return 30 if small else 300
+    tokens = _TOKENS[step.task]
+    spec, training = study.tasks[step.task], study.training
+    rows = min(spec.limits.train or _TRAIN_ROWS[step.task], _TRAIN_ROWS[step.task]) * training.max_epochs
+    steps = spec.max_steps or training.max_steps
+    if steps:
+        rows = min(rows, steps * max(study.batch_sizes(step.task)))
+    return rows * tokens / rate
+
+
+def _serve_seconds(study: Study, small: bool) -> float:
+    spec = study.serving
+    assert spec is not None
+    launches = len(spec.arms) * spec.launches
+    if small:
+        return launches * 25
+    per_prompt_length = sum(spec.prompts_per_cell / b for b in spec.batch_sizes) * len(spec.prompt_lengths) * len(spec.sampling)
+    return launches * (70 + per_prompt_length * spec.output_tokens * 0.0022)
+
+
+def by_group(plan: Plan) -> list[tuple[str, str, str, int, float]]:
+    """Rows (phase, machine, group, steps, seconds in total) in plan order, one per phase, machine, kind and role."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for step in plan.steps:
+        name = step.kind if step.role is None else f"{step.kind} ({step.role})"
+        groups.setdefault((step.phase, step.machine or "any", name), []).append(seconds(plan.study, step))
+    return [(*key, len(values), sum(values)) for key, values in sorted(groups.items())]
+
+
+def graph(plan: Plan) -> list[str]:
+    """The graph as text: per phase, what needs what, on which machine."""
+    found = ["Phase 1 - no dependencies but the data"]
+    for task in plan.study.tasks:
+        found += _task_lines(plan, task)
+    found.append("Phase 2a")
+    for step in plan.steps:
+        if step.phase == "2a":
+            found.append(f"  {step.id:<34}{_on(step)}  needs {_needs(step)}")
+    return [*found, "Phase 2b", "  statistics, figures, report        always recomputed from the results above"]
+
+
+def _task_lines(plan: Plan, task: TaskName) -> list[str]:
+    """One task's phase-1 steps, runs of one method and role on one line."""
+    rows = [f"  {s.id:<34}{_on(s)}" for s in plan.steps if s.task == task and s.kind in ("data", "baseline", "base-probe")]
+    for method in plan.study.methods:
+        for role in ("search", "final"):
+            runs = [s for s in plan.steps if s.task == task and s.method == method and s.role == role]
+            if not runs:
+                continue
+            detail = (
+                ", ".join(s.id.split("/")[3].removeprefix("search-") for s in runs)
+                if role == "search"
+                else f"seeds {', '.join(str(s.seed) for s in runs)}"
+            )
+            chosen = "  after the search of both arms" if runs[0].selects_from else ""
+            rows.append(f"  {f'train/{task}/{method}/{role}':<34}{_on(runs[0])}  {len(runs)} runs: {detail}{chosen}")
+    return rows
+
+
+def _needs(step: Step) -> str:
+    """Needs by group, so that a line stays readable."""
+    groups: dict[str, int] = {}
+    for need in step.needs:
+        parts = need.split("/")
+        name = "/".join(parts[:2]) if parts[0] != "train" else f"train/{parts[1] if step.task else '*'}"
+        groups[name] = groups.get(name, 0) + 1
+    return ", ".join(name if n == 1 else f"{name} ({n} runs)" for name, n in groups.items())
+
+
+def _on(step: Step) -> str:
+    return f"{step.machine or 'any':<5}"
+
+
+def cost(plan: Plan) -> list[str]:
+    """The cost table as text."""
+    rows = [f"{p:<6}{m:<9}{g:<18}{n:>5} steps  {_hours(s):>9}" for p, m, g, n, s in by_group(plan)]
+    total = sum(s for *_, s in by_group(plan))
+    return [f"{'phase':<6}{'machine':<9}{'what':<18}{'':>11}  {'device h':>9}", *rows, f"{'':<44}  {_hours(total):>9}", BASIS]
+
+
+def _hours(value: float) -> str:
+    return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value >= 90 else f"{value:.0f} s"

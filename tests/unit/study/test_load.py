@@ -1,0 +1,99 @@
+"""The study file: every problem named at once, with its path and the nearest valid name."""
+
+import pytest
+
+from tunescope.errors import StudyError
+from tunescope.study.load import builtin_studies, load_study
+
+MINIMAL = """
+study:
+  name: tiny
+  model: {name: sprout-2m}
+  tasks: {sst2: {max_length: 64}}
+  methods:
+    full: {warmup_ratio: 0.1, learning_rates: [1e-3]}
+    lora: {warmup_ratio: 0.06, learning_rates: [3e-3], adapter: {r: 4}}
+  seeds: [42]
+  serving: null
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def problems(name, *overrides):
+    with pytest.raises(StudyError) as caught:
+        load_study(str(name), overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pilot", "lora_vs_full"])
+def test_built_in_studies_load(name):
+    assert name in builtin_studies()
+    assert load_study(name).study.name == name
+
+
+def test_the_plan_has_the_values_of_the_plan():
+    study = load_study("lora_vs_full").study
+    assert study.seeds == (42, 1337, 2024, 3407, 5489)
+    assert study.methods["full"].learning_rates == (1e-5, 2e-5)
+    assert study.learning_rates("squad_v2", "full") == (5e-6, 1e-5)
+    assert study.methods["lora"].adapter.target_modules == ("q_proj", "v_proj")
+    assert (study.tasks["rte"].max_length, study.tasks["squad_v2"].max_length) == (512, 768)
+    assert study.batch_sizes("rte") == (8, 16)
+
+
+def test_yaml_scientific_notation_is_a_number(tiny):
+    assert load_study(str(tiny)).study.methods["full"].learning_rates == (1e-3,)
+
+
+def test_unknown_key_names_path_and_nearest(tiny):
+    (line,) = problems(tiny, "training.max_epoch=1")
+    assert "study.training.max_epoch" in line and "did you mean 'max_epochs'" in line
+
+
+def test_unknown_key_inside_a_method(tiny):
+    (line,) = problems(tiny, "methods.lora.adapter.alpha=1")
+    assert "study.methods.lora.adapter.alpha" in line and "lora_alpha" in line
+
+
+def test_unknown_task_names_the_nearest(tiny):
+    assert any("sst3" in line and "did you mean 'sst2'" in line for line in problems(tiny, "tasks.sst3.max_length=8"))
+
+
+def test_all_problems_at_once(tiny):
+    assert len(problems(tiny, "training.precision=bf17", "drift.everyy=3", "analysis.alpha=2")) == 3
+
+
+def test_unequal_search_budgets_are_refused(tiny):
+    (line,) = problems(tiny, "methods.full.learning_rates=[1e-3,1e-4]")
+    assert "equal search budget" in line
+
+
+def test_serving_task_must_be_in_the_study(tiny):
+    (line,) = problems(tiny, "serving.task=rte")
+    assert "serving" in line and "rte" in line
+
+
+def test_missing_file_and_unknown_name():
+    assert "no study file" in problems("nowhere/x.yaml")[0]
+    assert "did you mean 'quickstart'" in problems("quickstar")[0]
+
+
+def test_unreadable_yaml(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("study: [1,")
+    assert "not a readable YAML" in problems(path)[0]
+
+
+def test_override_without_value(tiny):
+    assert "--set" in problems(tiny, "training.max_epochs")[0]
+
+
+def test_execution_overrides_keep_their_prefix(tiny):
+    assert load_study(str(tiny), ["execution.jobs=3"]).execution.jobs == 3
