@@ -102,7 +102,7 @@ def test_fingerprint_is_order_free_and_refuses_nan():
     assert fingerprint({"a": 1, "b": 2.0}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
     for bad in (float("nan"), {1, 2}, {1: 2}, object()):
-        with pytest.raises(ValueError, match="canonical|strings"):
+        with pytest.raises(ValueError, match=r"canonical|strings"):
             canonical(bad)
 
 
