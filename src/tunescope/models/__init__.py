@@ -1,0 +1,1 @@
+"""The base model and its adapters: loading, tokenising, LoRA. Imports nothing on its own."""

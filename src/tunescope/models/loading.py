@@ -1,0 +1,159 @@
+"""Find a base model (embedded, local folder or hub commit) and load it, its tokenizer, or a fine-tuned run of it."""
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tunescope.errors import PrerequisiteError
+from tunescope.study.schema import ModelSpec
+
+EMBEDDED = "sprout-2m"
+"""The model that ships with the package."""
+_EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
+    """The local folder of a base model.
+
+    Args:
+        spec: `sprout-2m`, a local folder, or a hub id. A hub id without a commit is pinned by its first download: the commit is
+            written to `<runs_dir>/model-lock.json` and every later run takes that commit.
+        runs_dir: where the lock lives; None neither reads nor writes one.
+
+    Raises:
+        PrerequisiteError: nothing by that name, not reachable, or no safetensors weights in it.
+    """
+    if spec.name == EMBEDDED:
+        return _EMBEDDED_FOLDER
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        return _with_weights(folder)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.name) or spec.name.startswith("."):
+        near = " (did you mean 'sprout-2m'?)" if difflib.get_close_matches(spec.name, [EMBEDDED], cutoff=0.5) else ""
+        raise PrerequisiteError(
+            f"model.name '{spec.name}': no such folder{near}; give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
+        )
+    return _with_weights(_snapshot(spec, runs_dir))
+
+
+def _with_weights(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise PrerequisiteError(f"{folder}: no config.json, so this is no Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise PrerequisiteError(f"{folder}: no .safetensors weights (pickled .bin weights are not read); convert the model first")
+    return folder
+
+
+def _snapshot(spec: ModelSpec, runs_dir: Path | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    commit = _locked_commit(spec, runs_dir)
+    try:
+        path = Path(snapshot_download(spec.name, revision=commit, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise PrerequisiteError(
+            f"model.name '{spec.name}' (revision {commit or 'default'}): cannot be downloaded and is not in the local cache "
+            f"({type(error).__name__}); download it once on a machine with a network, or give a local folder"
+        ) from error
+    if _COMMIT.fullmatch(path.name):
+        _write_lock(spec, runs_dir, path.name)
+    return path
+
+
+def _lock_key(spec: ModelSpec) -> str:
+    return f"{spec.name}@{spec.revision or 'default'}"
+
+
+def _locked_commit(spec: ModelSpec, runs_dir: Path | None) -> str | None:
+    if spec.revision and _COMMIT.fullmatch(spec.revision):
+        return spec.revision
+    lock = runs_dir / "model-lock.json" if runs_dir else None
+    if lock is None or not lock.is_file():
+        return spec.revision
+    return json.loads(lock.read_text()).get(_lock_key(spec), spec.revision)
+
+
+def _write_lock(spec: ModelSpec, runs_dir: Path | None, commit: str) -> None:
+    """Remember a commit, keeping what other processes wrote meanwhile."""
+    if runs_dir is None:
+        return
+    from filelock import FileLock
+
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    path = runs_dir / "model-lock.json"
+    with FileLock(f"{path}.lock"):
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if known.setdefault(_lock_key(spec), commit) != commit:
+            raise PrerequisiteError(f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(known, indent=1, sort_keys=True))
+        os.replace(partial, path)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, padding on the right with a token that never occurs in text and is not the end token.
+
+    Raises:
+        PrerequisiteError: no tokenizer, or no token that could pad safely.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise PrerequisiteError(f"{path}: no readable tokenizer ({' '.join(str(error).split())[:200]})") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _padding_token(tokenizer, path)
+    return tokenizer
+
+
+def _padding_token(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
+    """A special token that text cannot produce. Padding with the end token would hide the end of an answer from every mask."""
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    special = [t.content for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special and t.content not in taken]
+    for wanted in (r"pad", r"reserved|unused", r"^<unk>$"):
+        for token in special:
+            if re.search(wanted, token, re.IGNORECASE):
+                return token
+    raise PrerequisiteError(
+        f"{path}: the tokenizer has no padding token distinct from the end token {tokenizer.eos_token!r} and no reserved token to use; "
+        "add a pad token that never occurs in text to its tokenizer_config.json"
+    )
+
+
+def load_model(path: Path, *, dtype: torch.dtype, device: str, attention: str = "sdpa") -> PreTrainedModel:
+    """Load a causal LM in an explicit dtype, in evaluation mode, without a key-value cache.
+
+    Args:
+        dtype: always explicit, because the loading default is the checkpoint's own.
+        attention: an attention implementation of transformers; probes of attention patterns need `eager`.
+
+    Raises:
+        PrerequisiteError: missing weights, or an architecture that is no causal LM.
+    """
+    _with_weights(Path(path))
+    transformers_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PrerequisiteError(f"{path}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:300]})") from error
+    model.config.use_cache = False
+    model.to(device)
+    return model.eval()
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters; tied weights count once."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
