@@ -1,0 +1,159 @@
+"""The drift table: every measure of one probe against the base, as long rows."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from tunescope.drift import similarity
+from tunescope.drift.gram import Array, StatesError, check_aligned, reject_non_finite
+from tunescope.drift.states import ProbeStates, check_probe
+from tunescope.study.schema import DriftSpec
+
+WHOLE = -1
+OUTPUT_LAYER = -1
+"""`layer` of measures of the model's output distribution."""
+VOCABULARY_BLOCK = 64
+
+
+class Row(NamedTuple):
+    """One row of drift.parquet, without its step."""
+
+    scored: bool
+    layer: int
+    pooling: str
+    measure: str
+    block: int
+    value: float
+    n: int
+
+
+def drift_table(base_states: ProbeStates, states: ProbeStates, spec: DriftSpec, scored: bool) -> pd.DataFrame:
+    """Every measure of `states` against `base_states`, one row per layer, pooling, measure and block.
+
+    The costly ones (Procrustes, jackknife error, blocks, internals) are taken at the scored probe only.
+    Raises StatesError naming run and layer for states that cannot be compared.
+    """
+    check_probe(states.probe_sha256, base_states.probe_sha256, states.source)
+    if base_states.layers.keys() != states.layers.keys():
+        raise StatesError(f"{states.source}: layers and poolings differ from those of {base_states.source}")
+    rows: list[Row] = []
+    for layer, pooling in sorted(states.layers):
+        try:
+            rows += _layer_rows(base_states, states, layer, pooling, spec, scored)
+        except StatesError as error:
+            raise StatesError(f"{states.source} against {base_states.source}, layer {layer}, {pooling}: {error}") from error
+    rows += _extra_rows(base_states, states, scored)
+    return pd.DataFrame(rows, columns=list(Row._fields))
+
+
+def registered_scalar(table: pd.DataFrame, pooling: str, block: int = WHOLE) -> float:
+    """Mean over decoder layers 1..L of debiased-CKA drift at the scored probe: the one number fixed before the runs."""
+    chosen = table[
+        table["scored"]
+        & (table["layer"] > 0)
+        & (table["pooling"] == pooling)
+        & (table["measure"] == "cka_drift_debiased")
+        & (table["block"] == block)
+    ]
+    if chosen.empty:
+        raise StatesError(f"no scored cka_drift_debiased rows for pooling {pooling}, block {block}")
+    return float(chosen["value"].mean())
+
+
+def _layer_rows(base: ProbeStates, tuned: ProbeStates, layer: int, pooling: str, spec: DriftSpec, scored: bool) -> list[Row]:
+    x, y = base.layers[layer, pooling], tuned.layers[layer, pooling]
+    values = dict(_row_wise(x, y))
+    blocks: list[tuple[int, float, int]] = []
+    # All prompts of a task end in the same token, so its embedding is one constant vector: CKA is undefined there, not 0 or 1.
+    if not (layer == 0 and _constant(x) and _constant(y)):
+        a, b = base.gram(layer, pooling), similarity.gram(y)
+        values |= dict(_centred_rows(x, y)) | dict(_kernel(a, b, scored))
+        if scored and pooling == spec.primary_pooling:
+            blocks = list(block_drifts(a, b, spec.blocks))
+    rows = [Row(scored, layer, pooling, name, WHOLE, value, x.shape[0]) for name, value in values.items()]
+    return rows + [Row(scored, layer, pooling, "cka_drift_debiased", index, value, n) for index, value, n in blocks]
+
+
+def _constant(states: Array) -> bool:
+    return bool((states == states[:1]).all())
+
+
+def _row_wise(x: Array, y: Array) -> Iterator[tuple[str, float]]:
+    yield "cosine_raw", similarity.cosine_similarity(x, y)
+    yield "relative_displacement", similarity.relative_displacement(x, y)
+    yield "mean_shift", similarity.mean_shift(x, y)
+
+
+def _centred_rows(x: Array, y: Array) -> Iterator[tuple[str, float]]:
+    yield "cosine_centred", similarity.cosine_similarity(x, y, "centred")
+    yield "cosine_standardised", similarity.cosine_similarity(x, y, "standardised")
+
+
+def _kernel(a: similarity.Gram, b: similarity.Gram, scored: bool) -> Iterator[tuple[str, float]]:
+    debiased, plain = similarity.cka_drift(a, b), similarity.cka_drift(a, b, debiased=False)
+    yield from {
+        "cka_debiased": 1 - debiased,
+        "cka_plain": 1 - plain,
+        "cka_drift_debiased": debiased,
+        "cka_drift_plain": plain,
+    }.items()
+    mean, sd = similarity.cka_chance(a, b)
+    yield from {"cka_chance_mean": mean, "cka_chance_sd": sd}.items()
+    if scored:
+        yield "cka_standard_error", similarity.cka_standard_error(a, b)
+        yield "procrustes", similarity.procrustes(a, b)
+
+
+def block_drifts(a: similarity.Gram, b: similarity.Gram, blocks: int) -> Iterator[tuple[int, float, int]]:
+    """Debiased drift on disjoint blocks (example i in block i mod `blocks`): (block, drift, examples)."""
+    if a.n // blocks < 4:
+        raise StatesError(
+            f"{a.n} probe examples give blocks of fewer than 4; take more probe examples or fewer than {blocks} blocks"
+        )
+    for index in range(blocks):
+        rows = np.arange(index, a.n, blocks)
+        yield index, similarity.unit_distance(a.block(rows), b.block(rows)), len(rows)
+
+
+def _extra_rows(base: ProbeStates, tuned: ProbeStates, scored: bool) -> Iterator[Row]:
+    """Measures of what both probes kept besides pooled states."""
+    for name in sorted(base.extras.keys() & tuned.extras.keys()):
+        kind, _, layer = name.partition(".")
+        x, y = base.extras[name], tuned.extras[name]
+        check_aligned(x, y)
+        reject_non_finite(y)
+        last = "last_prompt_token"
+        if kind == "tokens":
+            yield Row(scored, int(layer), "token", "token_cosine", WHOLE, similarity.cosine_similarity(x, y), x.shape[0])
+        elif kind == "attention":
+            yield Row(scored, int(layer), last, "attention_js", WHOLE, jensen_shannon(x, y), x.shape[0])
+        elif kind == "mlp":
+            yield Row(scored, int(layer), last, "mlp_cosine", WHOLE, similarity.cosine_similarity(x, y), x.shape[0])
+        elif kind == "log_probs":
+            for measure, value in zip(("next_token_kl", "top1_disagreement"), output_divergence(x, y), strict=True):
+                yield Row(scored, OUTPUT_LAYER, last, measure, WHOLE, value, x.shape[0])
+
+
+def output_divergence(base: Array, tuned: Array) -> tuple[float, float]:
+    """Mean KL(base || tuned) in nats and share of differing top-1 tokens, from log-probabilities (n, vocabulary).
+
+    Runs over blocks of examples, so that float64 copies stay small; normalised again, as fp32 log-probabilities sum to 1 + 1e-7.
+    """
+    total, differing = 0.0, 0
+    for start in range(0, base.shape[0], VOCABULARY_BLOCK):
+        p, q = (log_softmax(side[start : start + VOCABULARY_BLOCK].astype(np.float64), axis=1) for side in (base, tuned))
+        total += float(np.einsum("ij,ij->", np.exp(p), p - q))
+        differing += int((p.argmax(axis=1) != q.argmax(axis=1)).sum())
+    return total / base.shape[0], differing / base.shape[0]
+
+
+def jensen_shannon(p: Array, q: Array) -> float:
+    """Mean Jensen-Shannon divergence in bits, in [0, 1], of distributions along the last axis (zeros allowed)."""
+    a, b = p.astype(np.float64), q.astype(np.float64)
+    m = (a + b) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(a > 0, a * np.log2(a / m), 0.0) + np.where(b > 0, b * np.log2(b / m), 0.0)
+    return float(terms.sum(axis=-1).mean() / 2)
