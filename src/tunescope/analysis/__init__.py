@@ -1,0 +1,1 @@
+"""From finished steps to tables, tests and verdicts. Reads frames, never models."""

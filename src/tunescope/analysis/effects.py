@@ -1,0 +1,135 @@
+"""Descriptive and exploratory statistics: paired tables, effect sizes, analysis of variance, correlation within tasks."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, special, stats
+
+from .inference import Array, Interval
+from .resampling import clopper_pearson
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two systems on the same examples; n10 = only the first is right, n01 = only the second."""
+
+    n10: int
+    n01: int
+    p_exact: float
+    p_mid: float
+    odds_ratio: float | None
+    """n10 / n01; None when n01 is 0."""
+    interval: Interval
+    """Clopper-Pearson limits carried over to the odds; None is unbounded."""
+
+
+def mcnemar(n10: int, n01: int, level: float = 0.95) -> McNemar:
+    """Exact and mid-p McNemar test (two-sided) with the matched odds ratio."""
+    n, low = n10 + n01, min(n10, n01)
+    at, below = float(stats.binom.pmf(low, n, 0.5)), float(stats.binom.cdf(low - 1, n, 0.5))
+    exact, mid = min(1.0, 2 * (below + at)), min(1.0, 2 * below + at)
+    if n == 0:
+        return McNemar(0, 0, 1.0, 1.0, None, (None, None))
+    limits = clopper_pearson(n10, n, level)
+    odds = tuple(share / (1 - share) if share < 1 else None for share in limits)
+    return McNemar(n10, n01, exact, mid, n10 / n01 if n01 else None, (odds[0], odds[1]))
+
+
+def hedges_correction(df: float) -> float:
+    """The exact small-sample factor J(df) = Gamma(df/2) / (sqrt(df/2) Gamma((df-1)/2)) (Hedges 1981); 0 at one degree of freedom."""
+    return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)) if df > 1 else 0.0
+
+
+def cohens_dz(differences_n: Array, level: float = 0.95) -> tuple[float, Interval] | None:
+    """Hedges-corrected d_z of paired differences, with limits from the noncentral t; None below 3 values or without variation."""
+    differences_n = np.asarray(differences_n, dtype=np.float64)
+    n = len(differences_n)
+    if n < 3 or np.ptp(differences_n) == 0:
+        return None
+    d, factor = float(differences_n.mean() / differences_n.std(ddof=1)), hedges_correction(n - 1)
+    limits = [_noncentrality(d * math.sqrt(n), n - 1, share) for share in ((1 + level) / 2, (1 - level) / 2)]
+    low, high = (None if x is None else factor * x / math.sqrt(n) for x in limits)
+    return factor * d, (low, high)
+
+
+def _noncentrality(t: float, df: int, share: float) -> float | None:
+    """The noncentrality at which P(T <= t) = share."""
+    width = 10 + 3 * abs(t)
+    try:
+        return float(optimize.brentq(lambda x: float(stats.nct.cdf(t, df, x)) - share, t - width, t + width))
+    except (ValueError, RuntimeError):
+        return None
+
+
+def anova(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Two-way analysis of variance of `value` by `method` and `task` (type II), one row per effect; [] when it cannot be fitted."""
+    if frame.method.nunique() < 2 or frame.task.nunique() < 2 or len(frame) <= frame.method.nunique() * frame.task.nunique():
+        return []
+    return _anova_rows(
+        "value ~ C(method) * C(task)", frame, {"C(method)": "method", "C(task)": "task", "C(method):C(task)": "method x task"}
+    )
+
+
+def paired_anova(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One-way analysis of variance of paired relative differences `value` by `task`; [] when it cannot be fitted."""
+    if frame.task.nunique() < 2 or len(frame) <= frame.task.nunique():
+        return []
+    return _anova_rows("value ~ C(task)", frame, {"C(task)": "task (paired relative differences)"})
+
+
+def _anova_rows(formula: str, frame: pd.DataFrame, names: dict[str, str]) -> list[dict[str, Any]]:
+    from statsmodels.formula.api import ols  # costs about a second to import
+    from statsmodels.stats.anova import anova_lm
+
+    table = anova_lm(ols(formula, data=frame).fit(), typ=2)
+    error = table.loc["Residual", "sum_sq"] / table.loc["Residual", "df"]
+    if not error > 1e-20:
+        return []
+    rows = []
+    for key, name in names.items():
+        df, squares, f, p = (float(table.loc[key, c]) for c in ("df", "sum_sq", "F", "PR(>F)"))
+        eta = squares / (squares + float(table.loc["Residual", "sum_sq"]))
+        omega = df * (squares / df - error) / (squares + (len(frame) - df) * error)
+        rows.append({"effect": name, "df": df, "F": f, "p": p, "partial_eta2": eta, "partial_omega2": omega})
+    return rows
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation with its degrees of freedom, two-sided p and 95 % limits."""
+
+    r: float
+    df: int
+    p: float
+    interval: Interval
+    n: int
+
+
+def within_correlation(x: Array, y: Array, groups: list[str]) -> Correlation | None:
+    """Repeated-measures correlation: common slope within groups, group means removed (Bland & Altman 1995); df = n - groups - 1."""
+    frame = pd.DataFrame({"x": x, "y": y, "group": groups}).dropna()
+    centred = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
+    return _correlation(centred.x.to_numpy(), centred.y.to_numpy(), len(frame) - frame.group.nunique() - 1)
+
+
+def pooled_correlation(x: Array, y: Array) -> Correlation | None:
+    """Pearson's r over all runs, groups ignored; mixes differences between tasks into it."""
+    frame = pd.DataFrame({"x": x, "y": y}).dropna()
+    centred = frame - frame.mean()
+    return _correlation(centred.x.to_numpy(), centred.y.to_numpy(), len(frame) - 2)
+
+
+def _correlation(x: Array, y: Array, df: int) -> Correlation | None:
+    size = float(np.sqrt((x**2).sum() * (y**2).sum())) if len(x) else 0.0
+    if df < 1 or size < 1e-18:
+        return None
+    r = float(np.clip((x * y).sum() / size, -1, 1))
+    t = r * math.sqrt(df / max(1 - r**2, 1e-15))
+    limits: Interval = (None, None)
+    if df > 1 and abs(r) < 1:
+        half = 1.959963984540054 / math.sqrt(df - 1)
+        limits = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    return Correlation(r, df, float(2 * stats.t.sf(abs(t), df)), limits, len(x))

@@ -1,0 +1,278 @@
+"""Tidy tables read from finished steps. A step counts only when its result.json is there; what cannot be read is named, never fatal."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from tunescope.records import FinishedStep, read_step
+from tunescope.study.plan import build_plan
+from tunescope.study.schema import Study
+
+_RUN = {"step_id": "str", "task": "str", "method": "str", "role": "str", "seed": "Int64"}
+_PREDICTION = {
+    "example_id": "str", "group": "str", "article": "str", "label": "str", "prediction": "str", "correct": "float64", "f1": "float64",
+    "no_answer_probability": "float64", "label_logprobs": "object",
+}  # fmt: skip
+COLUMNS: dict[str, dict[str, str]] = {
+    "steps": {**_RUN, "kind": "str", "fingerprint": "str", "inputs": "object", "outputs": "object", "notes": "object"},
+    "metrics": {
+        **_RUN, "kind": "str", "source": "str", "name": "str", "value": "float64", "unit": "str", "split": "str", "n": "Int64",
+        "higher_is_better": "boolean",
+    },
+    "predictions": {**_RUN, **_PREDICTION},
+    "baselines": {"step_id": "str", "task": "str", "system": "str", **_PREDICTION},
+    "drift": {
+        **_RUN, "step": "int64", "scored": "bool", "layer": "int64", "pooling": "str", "measure": "str", "block": "int64",
+        "value": "float64", "n": "int64",
+    },
+    "series": {
+        **_RUN, "step": "int64", "time_s": "float64", "loss": "float64", "learning_rate": "float64", "grad_norm": "float64",
+        "clipped": "float64", "selection_loss": "float64", "tokens_per_s": "float64", "step_time_s": "float64", "drift": "float64",
+        "adapter_norm": "float64",
+    },
+    "launches": {
+        "step_id": "str", "arm": "str", "launch": "int64", "order": "int64", "batch_size": "int64", "prompt_length": "int64",
+        "output_tokens": "int64", "sampling": "str", "adapters_active": "int64", "requests": "int64", "seconds": "float64",
+        "ms_per_token": "float64", "tokens_per_s": "float64", "note": "str",
+        **{f"{name}_p{q}": "float64" for name in ("ttft_ms", "tpot_ms", "latency_ms") for q in (50, 95, 99)},
+    },
+    "engines": {
+        "step_id": "str", "arm": "str", "launch": "int64", "order": "int64", "ok": "bool", "error": "str", "adapters": "object",
+        "max_loras": "Int64", "max_lora_rank": "Int64", "enforce_eager": "boolean", "dtype": "str", "cold_start_s": "float64",
+        "engine_start_s": "float64", "kv_blocks": "float64", "weight_bytes": "float64", "compiled_during_inference": "boolean",
+        "versions": "object", "switching": "object", "load_s": "object",
+    },
+    "noise": {
+        "step_id": "str", "task": "str", "condition": "str", "layer": "int64", "pooling": "str", "measure": "str", "value": "float64",
+    },
+}  # fmt: skip
+"""Columns every frame has, also when empty, with their pandas types. `step_id` is always the step the row came from."""
+_DOCUMENTS = ("drift_summary.json", "correlations.json", "correctness.json")
+
+
+class Planned(Protocol):
+    """A planned step, as far as completeness needs it (`study.plan.Step`)."""
+
+    @property
+    def id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The store as tables. See COLUMNS; `launches` has one row per good launch and cell, `engines` one per launch, good or not.
+
+    `series` is wide: further logged names (such as `grad_norm/layer_3`) are further columns.
+    """
+
+    steps: pd.DataFrame
+    metrics: pd.DataFrame
+    predictions: pd.DataFrame
+    baselines: pd.DataFrame
+    drift: pd.DataFrame
+    series: pd.DataFrame
+    launches: pd.DataFrame
+    engines: pd.DataFrame
+    noise: pd.DataFrame
+    planned: tuple[str, ...] = ()
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """step id -> JSON artefacts by file name (drift_summary.json, correlations.json, correctness.json)."""
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """(step id, what could not be read)."""
+
+    def without(self, step_ids: Iterable[str]) -> "Frames":
+        """The same tables less everything that came from these steps (stale results, for one)."""
+        drop = set(step_ids)
+        kept = {name: frame[~frame.step_id.isin(drop)] for name, frame in self.tables().items()}
+        documents = {i: d for i, d in self.documents.items() if i not in drop}
+        return replace(self, **kept, documents=documents)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def outputs(self, step_id: str) -> dict[str, Any]:
+        """The outputs of one finished step, {} when it is missing."""
+        rows = self.steps[self.steps.step_id == step_id]
+        return rows.iloc[0].outputs if len(rows) else {}
+
+    def of_kind(self, kind: str, task: str | None = None) -> list[str]:
+        """Ids of finished steps of a kind (and task)."""
+        rows = self.steps[self.steps.kind == kind]
+        return list(rows.step_id if task is None else rows[rows.task == task].step_id)
+
+    def write(self, results_dir: Path) -> list[Path]:
+        """Write every table as `<name>.parquet` (nested values as JSON text) and the documents as documents.json."""
+        results_dir.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for name, frame in self.tables().items():
+            nested = [c for c, kind in COLUMNS[name].items() if kind == "object"]
+            path = results_dir / f"{name}.parquet"
+            frame.assign(**{c: [_text(v) for v in frame[c]] for c in nested}).to_parquet(path, index=False)
+            paths.append(path)
+        rest = {"planned": self.planned, "documents": self.documents, "problems": self.problems}
+        (results_dir / "documents.json").write_text(json.dumps(rest, indent=1))
+        return paths
+
+
+def collect(root: Path, study: Study, planned: Sequence[Planned] | None = None) -> Frames:
+    """Read the finished steps of a study's store.
+
+    Args:
+        root: the store, `<runs>/<study name>`; steps lie in `root/steps/<id>/`.
+        study: the study; its plan says which steps belong to it when `planned` is not given.
+        planned: the steps to read, in order (`study.plan.Step`); folders of other steps are ignored.
+    """
+    ids = tuple(step.id for step in (build_plan(study).steps if planned is None else planned))
+    reader = _Reader()
+    for step_id in ids:
+        folder = root / "steps" / step_id
+        if (folder / "result.json").is_file():
+            reader.add(step_id, folder)
+    return Frames(**reader.frames(), planned=ids, documents=reader.documents, problems=reader.problems)
+
+
+def load_results(results_dir: Path) -> Frames:
+    """Read back what `Frames.write` wrote."""
+    tables = {}
+    for name, columns in COLUMNS.items():
+        frame = pd.read_parquet(results_dir / f"{name}.parquet")
+        for column in (c for c, kind in columns.items() if kind == "object"):
+            frame[column] = pd.Series([_value(v) for v in frame[column]], index=frame.index, dtype="object")
+        tables[name] = frame
+    rest = json.loads((results_dir / "documents.json").read_text())
+    problems = [(step, text) for step, text in rest["problems"]]
+    return Frames(**tables, planned=tuple(rest["planned"]), documents=rest["documents"], problems=problems)
+
+
+def _text(value: Any) -> str | None:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return None if value is None or value is pd.NA or (isinstance(value, float) and value != value) else json.dumps(value)
+
+
+def _value(text: Any) -> Any:
+    return json.loads(text) if isinstance(text, str) else None
+
+
+class _Reader:
+    """Gathers rows step by step; a file that cannot be read becomes a problem, and its step keeps what could be."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+        self.documents: dict[str, dict[str, Any]] = {}
+        self.problems: list[tuple[str, str]] = []
+
+    def add(self, step_id: str, folder: Path) -> None:
+        step = self._try(step_id, "result.json", lambda: read_step(folder))
+        if step is None:
+            return
+        kind = str(step.inputs.get("kind") or step_id.split("/")[0])
+        run = {"step_id": step_id, **{c: step.inputs.get(c) for c in ("task", "method", "role", "seed")}}
+        self._add_records(step, kind, run)
+        if kind == "train":
+            self._table("drift", folder / "drift.parquet", run)
+            self._series(folder / "metrics.jsonl", run)
+            if run["role"] == "final":
+                self._table("predictions", folder / "predictions.parquet", run)
+        elif kind == "baseline":
+            self._table("baselines", folder / "predictions.parquet", {"step_id": step_id, "task": run["task"]})
+        elif kind == "base-probe":
+            self._table("noise", folder / "noise.parquet", {"step_id": step_id, "task": run["task"]})
+        elif kind == "serve":
+            self._launches(step_id, folder / "launches.jsonl")
+        for name in _DOCUMENTS:
+            if (folder / name).is_file():
+                self._document(step_id, folder / name)
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return {name: _typed(pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(), name) for name, rows in self.rows.items()}
+
+    def _try(self, step_id: str, name: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, TypeError) as error:  # JSON, parquet and arrow errors are ValueErrors or OSErrors
+            self.problems.append((step_id, f"{name} cannot be read: {error}"))
+            return None
+
+    def _add_records(self, step: FinishedStep, kind: str, run: dict[str, Any]) -> None:
+        result, head = step.result, json.loads((step.folder / "step.json").read_text())
+        facts = {"kind": kind, "fingerprint": head.get("fingerprint"), "inputs": step.inputs}
+        facts |= {"outputs": result.get("outputs") or {}, "notes": list(result.get("notes") or [])}
+        self.rows["steps"].append(pd.DataFrame({key: [value] for key, value in {**run, **facts}.items()}))
+        found = [{**run, "kind": kind, "source": s, **m} for s in ("metrics", "resources") for m in result.get(s) or []]
+        if found:
+            self.rows["metrics"].append(pd.DataFrame(found))
+
+    def _table(self, name: str, path: Path, run: dict[str, Any]) -> None:
+        if not path.is_file():
+            self.problems.append((run["step_id"], f"{path.name} is missing"))
+            return
+        frame = self._try(run["step_id"], path.name, lambda: pd.read_parquet(path))
+        if frame is not None and len(frame):
+            self.rows[name].append(frame.assign(**run))
+
+    def _series(self, path: Path, run: dict[str, Any]) -> None:
+        if not path.is_file():
+            return
+        rows = [row for row in _json_lines(path) if "step" in row]
+        if rows:
+            self.rows["series"].append(pd.DataFrame(rows).assign(**run))
+
+    def _document(self, step_id: str, path: Path) -> None:
+        content = self._try(step_id, path.name, lambda: json.loads(path.read_text()))
+        if isinstance(content, dict):
+            self.documents.setdefault(step_id, {})[path.name] = content
+
+    def _launches(self, step_id: str, path: Path) -> None:
+        if not path.is_file():
+            self.problems.append((step_id, f"{path.name} is missing"))
+            return
+        launches = list(_json_lines(path))
+        engines = [{**{k: v for k, v in row.items() if k != "cells"}, "step_id": step_id} for row in launches]
+        good = [row for row in launches if row.get("ok") and not row.get("compiled_during_inference")]
+        cells = [
+            {**_cell(c), "step_id": step_id, **{k: row.get(k) for k in ("arm", "launch", "order")}} for row in good for c in row["cells"]
+        ]
+        for name, rows in (("engines", engines), ("launches", cells)):
+            if rows:
+                self.rows[name].append(pd.DataFrame(rows))
+
+
+def _cell(cell: dict[str, Any]) -> dict[str, Any]:
+    """One cell with its quantile lists spread into columns."""
+    flat = {k: v for k, v in cell.items() if k not in ("ttft_ms", "tpot_ms", "latency_ms")}
+    for name in ("ttft_ms", "tpot_ms", "latency_ms"):
+        values = cell.get(name) or [None] * 3
+        flat |= {f"{name}_p{q}": v for q, v in zip((50, 95, 99), values, strict=False)}
+    return flat
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; a torn last line (a killed writer) is skipped."""
+    for line in path.read_text().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """All declared columns first, with their types; further columns keep theirs (only `series` has any)."""
+    columns = COLUMNS[name]
+    extra = [c for c in frame.columns if c not in columns] if name == "series" else []
+    frame = frame.reindex(columns=[*columns, *extra])
+    for column, kind in columns.items():
+        if kind == "bool":
+            frame[column] = frame[column].fillna(False)
+        elif kind == "int64":
+            frame[column] = pd.to_numeric(frame[column]).fillna(-1)
+        elif kind == "float64":
+            frame[column] = pd.to_numeric(frame[column])
+    text = pd.StringDtype(na_value=float("nan"))
+    return frame.astype({c: text if kind == "str" else kind for c, kind in columns.items()})
