@@ -94,7 +94,9 @@ def _write_lock(spec: ModelSpec, runs_dir: Path | None, commit: str) -> None:
     with FileLock(f"{path}.lock"):
         known = json.loads(path.read_text()) if path.is_file() else {}
         if known.setdefault(_lock_key(spec), commit) != commit:
-            raise PrerequisiteError(f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded")
+            raise PrerequisiteError(
+                f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded"
+            )
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(known, indent=1, sort_keys=True))
         os.replace(partial, path)
@@ -147,7 +149,9 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, attention: str = 
             path, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise PrerequisiteError(f"{path}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:300]})") from error
+        raise PrerequisiteError(
+            f"{path}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:300]})"
+        ) from error
     model.config.use_cache = False
     model.to(device)
     return model.eval()
@@ -157,3 +161,12 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; tied weights count once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a causal LM, inside a PEFT wrapper or not."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(base.get_decoder(), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise PrerequisiteError(f"{type(base).__name__} has no list of decoder layers; tunescope needs a Llama-like causal LM")
+    return layers

@@ -32,7 +32,8 @@ def apply_adapter(model: PreTrainedModel, spec: AdapterSpec, seed: int) -> PeftM
     The base weights are frozen; adapter weights keep the dtype that the base weights have at this moment.
 
     Raises:
-        StudyError: unknown PEFT type or option (with the nearest valid name), a target that matches no module, a rank above a layer's width.
+        StudyError: unknown PEFT type or option (with the nearest valid name), a target that matches no module, or a rank above
+            a layer's width.
     """
     config = adapter_config(spec)
     _check_targets(model, spec)
@@ -41,14 +42,18 @@ def apply_adapter(model: PreTrainedModel, spec: AdapterSpec, seed: int) -> PeftM
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=False)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise StudyError(f"adapter {spec.peft_type}: PEFT refuses it on this model: {' '.join(str(error).split())[:300]}") from error
+            raise StudyError(
+                f"adapter {spec.peft_type}: PEFT refuses it on this model: {' '.join(str(error).split())[:300]}"
+            ) from error
 
 
 def adapter_config(spec: AdapterSpec) -> Any:
     """The PEFT config of a study's adapter. Fields that a PEFT type lacks are left out when they stand at the study's default."""
     kinds = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if spec.peft_type not in kinds:
-        raise StudyError(f"adapter.peft_type '{spec.peft_type}' is unknown{_nearest(spec.peft_type, kinds)}; PEFT has {', '.join(sorted(kinds))}")
+        raise StudyError(
+            f"adapter.peft_type '{spec.peft_type}' is unknown{_nearest(spec.peft_type, kinds)}; PEFT has {', '.join(sorted(kinds))}"
+        )
     kind = kinds[spec.peft_type]
     known = [f.name for f in fields(kind) if f.init]
     values: dict[str, Any] = {"task_type": "CAUSAL_LM"} if "task_type" in known else {}
@@ -67,7 +72,9 @@ def adapter_config(spec: AdapterSpec) -> Any:
     except (ValueError, TypeError) as error:
         raise StudyError(f"adapter {spec.peft_type}: {' '.join(str(error).split())[:300]}") from error
     if getattr(config, "is_prompt_learning", False):
-        raise StudyError(f"adapter.peft_type '{spec.peft_type}' puts virtual tokens before the prompt, so probes would compare different positions")
+        raise StudyError(
+            f"adapter.peft_type '{spec.peft_type}' puts virtual tokens before the prompt, so probes would compare different positions"
+        )
     return config
 
 
@@ -84,11 +91,15 @@ def _check_targets(model: nn.Module, spec: AdapterSpec) -> None:
         matched = {n: m for n, m in leaves.items() if n == target or n.endswith(f".{target}")}
         if not matched:
             names = sorted({n.rsplit(".", 1)[-1] for n, m in leaves.items() if isinstance(m, nn.Linear)})
-            raise StudyError(f"adapter.target_modules '{target}' matches no module{_nearest(target, names)}; linear modules: {', '.join(names)}")
+            raise StudyError(
+                f"adapter.target_modules '{target}' matches no module{_nearest(target, names)}; linear modules: {', '.join(names)}"
+            )
         for name, module in matched.items():
             width = min(module.weight.shape) if isinstance(module, nn.Linear) else None
             if spec.peft_type == "LORA" and width is not None and spec.r is not None and spec.r > width:
-                raise StudyError(f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update")
+                raise StudyError(
+                    f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update"
+                )
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -112,7 +123,7 @@ def tensor_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 def base_sha256(model: nn.Module) -> str:
     """SHA-256 of the base weights, the same with and without an adapter on them."""
-    return tensor_sha256({name: p for name, p in frozen_parameters(model)})
+    return tensor_sha256(dict(frozen_parameters(model)))
 
 
 def adapter_norms(model: nn.Module) -> dict[str, float]:
@@ -126,7 +137,11 @@ def adapter_norms(model: nn.Module) -> dict[str, float]:
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([t.detach().float() for t in tensors])))) if tensors else 0.0
+    return (
+        float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([t.detach().float() for t in tensors]))))
+        if tensors
+        else 0.0
+    )
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
@@ -168,7 +183,9 @@ def rank_utilisation(model: nn.Module) -> dict[str, dict[str, Any]]:
 def last_token_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """Next-token logits after each prompt, (prompts, vocabulary), fp32 on the CPU; one prompt at a time, so padding plays no part."""
     device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([list(p)], device=device), use_cache=False, logits_to_keep=1).logits[0, -1] for p in prompts]
+    rows = [
+        model(input_ids=torch.tensor([list(p)], device=device), use_cache=False, logits_to_keep=1).logits[0, -1] for p in prompts
+    ]
     return torch.stack(rows).float().cpu()
 
 
@@ -181,7 +198,9 @@ class MergeEquivalence:
     n: int
 
 
-def merge_equivalence(adapted_NV: torch.Tensor, merged_NV: torch.Tensor, label_ids: Sequence[int] | None = None) -> MergeEquivalence:
+def merge_equivalence(
+    adapted_NV: torch.Tensor, merged_NV: torch.Tensor, label_ids: Sequence[int] | None = None
+) -> MergeEquivalence:
     """Compare next-token logits; labels are the best of `label_ids`, or of the whole vocabulary when None."""
     columns = slice(None) if label_ids is None else list(label_ids)
     agree = adapted_NV[:, columns].argmax(1) == merged_NV[:, columns].argmax(1)
@@ -215,13 +234,15 @@ def checkpoint_dtype(path: Path) -> torch.dtype:
 
 
 def load_finetuned(base_path: Path, step_folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
-    """Load the model that a training step kept: `model/` (full weights) or `adapter/` on the base; also accepts those folders themselves."""
+    """Load what a training step kept: `model/` (full weights) or `adapter/` on the base; also takes those folders themselves."""
     for folder in (step_folder / "model", step_folder):
         if (folder / "config.json").is_file():
             return load_model(folder, dtype=dtype, device=device)
     adapter = step_folder / "adapter" if (step_folder / "adapter").is_dir() else step_folder
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        raise PrerequisiteError(f"{step_folder}: neither model/ nor adapter/ with safetensors weights; was this a search run, or cleaned?")
+        raise PrerequisiteError(
+            f"{step_folder}: neither model/ nor adapter/ with safetensors weights; was this a search run, or cleaned?"
+        )
     base = load_model(base_path, dtype=dtype, device=device)
     try:
         return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()

@@ -1,0 +1,246 @@
+"""The end of a training run: take the best checkpoint, score, probe, prove the adapter, save, and say what looks wrong."""
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from tunescope.errors import StepError
+from tunescope.models.loading import decoder_layers, parameter_counts
+from tunescope.models.lora_utils import (
+    MergeEquivalence,
+    adapter_norms,
+    base_sha256,
+    last_token_logits,
+    merge_equivalence,
+    rank_utilisation,
+    tensor_sha256,
+)
+from tunescope.models.tokenization import completion_ids
+from tunescope.records import Metric, StepResult
+
+from .callbacks import selection_losses
+from .evaluate import evaluate, write_predictions
+from .finetune import Reference, Run, Trained
+from .red_flags import adapter_flags, quality_flags, training_flags
+from .trainer import save_weights
+
+MERGE_TOLERANCE = 1e-4
+"""Largest |Δlogit| between merged and adapted model in fp32."""
+
+
+def conclude(run: Run, trained: Trained) -> StepResult:
+    """Score the checkpoint with the best selection loss and build the step's result."""
+    model, state = trained.model, trained.state
+    best = int(state.best_global_step or 0)
+    load_weights(model, run.checkpoints / f"checkpoint-{best}")
+    model.float().eval()
+    trainable, total = parameter_counts(model)
+    metrics = [
+        *_training_metrics(state, best),
+        Metric(name="trainable_parameters", value=trainable, unit="parameters"),
+        Metric(name="total_parameters", value=total, unit="parameters"),
+    ]
+    outputs = _outputs(run, trained)
+    notes = run.notes + training_flags(state.log_history)
+    content = ["drift.parquet", "probe/step-0.safetensors", "probe/scored.safetensors"]
+    final = run.inputs.role == "final"
+    if final:
+        scores = _score(run, model)
+        metrics, notes = scores + metrics, notes + quality_flags(run.inputs, run.task.primary_metric, scores)
+        content += ["predictions.parquet", *_save(run, model)]
+    _, drifts = trained.recorder.score(model, best)
+    n_probe = trained.recorder.base.n
+    metrics += [Metric(name=name, value=v, unit="1 - CKA", split="probe", n=n_probe) for name, v in drifts.items()]
+    run.ctx.tracker.log({"drift": drifts["drift"]}, best)
+    outputs["weights_sha256"] = tensor_sha256(trained_tensors(model))
+    if trained.reference is not None:
+        proofs, facts = _adapter_proofs(run, model, trained.reference, final)
+        metrics, outputs = metrics + proofs, outputs | facts
+        notes += adapter_flags(facts, proofs, MERGE_TOLERANCE)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    shutil.rmtree(trained.recorder.rows, ignore_errors=True)
+    run.ctx.tracker.summary({m.name if m.split is None else f"{m.split}/{m.name}": m.value for m in metrics})
+    resources = _resources(run, trained, trainable, total)
+    return StepResult(metrics=metrics, resources=resources, outputs=outputs, content=content, notes=notes)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        StepError: weights are missing from the checkpoint or do not fit.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    if not tensors:
+        raise StepError(f"{folder}: the best checkpoint is gone; start this step again")
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, tensors)
+        return
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(known[name]) for name in tensors if name in known}
+    absent = [name for name in missing if name in known and id(known[name]) not in filled]
+    if absent or unexpected:
+        raise StepError(f"{folder}: checkpoint does not fit the model (missing {absent[:3]}, unexpected {list(unexpected)[:3]})")
+
+
+def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that training changed, by name."""
+    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _score(run: Run, model: Any) -> list[Metric]:
+    training = run.inputs.training
+    predictions, scores = evaluate(
+        model,
+        run.tokenizer,
+        run.test_examples,
+        run.task,
+        max_length=run.inputs.task_spec.max_length,
+        batch_size=training.eval_batch,
+        device=run.ctx.device,
+    )
+    write_predictions(run.ctx.folder / "predictions.parquet", predictions)
+    return list(scores)
+
+
+def _save(run: Run, model: Any) -> list[str]:
+    """Write adapter/ or model/ (fp32, the weights that were scored); returns the weight files."""
+    folder = run.ctx.folder / ("adapter" if isinstance(model, PeftModel) else "model")
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].base_model_name_or_path = run.inputs.model.name  # a name, not this machine's path
+    else:
+        run.tokenizer.save_pretrained(folder)
+    save_weights(model, folder)
+    return [f"{folder.name}/{p.name}" for p in sorted(folder.glob("*.safetensors"))]
+
+
+def _training_metrics(state: TrainerState, best: int) -> list[Metric]:
+    logs = [row for row in state.log_history if "loss" in row]
+    steps = sum(row["steps"] for row in logs)
+    nats = {"unit": "nats/token", "higher_is_better": False}
+    return [
+        Metric(name="selection_loss", value=min(selection_losses(state)), split="selection", **nats),
+        Metric(name="train_loss_first", value=logs[0]["loss"], split="train", **nats),
+        Metric(name="train_loss_last", value=logs[-1]["loss"], split="train", **nats),
+        Metric(name="clipped_share", value=sum(row["clipped_steps"] for row in logs) / steps, unit="fraction", n=steps),
+        Metric(name="steps_run", value=state.global_step, unit="steps"),
+        Metric(name="best_step", value=best, unit="steps"),
+    ]
+
+
+def _outputs(run: Run, trained: Trained) -> dict[str, Any]:
+    inputs = run.inputs
+    return {
+        "precision": run.precision.name,
+        "scoring_precision": "fp32",
+        "learning_rate": run.learning_rate,
+        "batch_size": run.batch_size,
+        "micro_batch": trained.micro,
+        "steps_planned": run.steps,
+        "warmup_steps": run.warmup_steps,
+        "epochs": run.rows_seen / len(run.rows),
+        "probe_sha256": trained.recorder.probe.sha256,
+        "loss_digest": loss_digest(trained.state.log_history),
+        "truncated": run.truncated | {"probe": trained.recorder.probe.truncated},
+        "selected_by": "selection_loss",
+        "n_layers": len(decoder_layers(trained.model)),
+        "adapter": None if inputs.method_spec.adapter is None else inputs.method_spec.adapter.model_dump(mode="json"),
+    }
+
+
+def loss_digest(history: list[dict[str, Any]]) -> str:
+    """SHA-256 over every logged training and selection loss, exactly as printed by `repr`."""
+    lines = [f"{row['step']} {key} {row[key]!r}" for row in history for key in ("loss", "eval_loss") if key in row]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _adapter_proofs(run: Run, model: Any, reference: Reference, saved: bool) -> tuple[list[Metric], dict[str, Any]]:
+    """The base is untouched, the rank is used so far; a saved adapter can be unloaded, loaded again and merged."""
+    after = base_sha256(model)
+    used = rank_utilisation(model)
+    facts: dict[str, Any] = {
+        "base_unchanged": after == reference.sha256,
+        "base_sha256": {"before": reference.sha256, "after": after},
+        "adapter_norms": adapter_norms(model),
+        "rank_utilisation": used,
+        "largest_adapter_weight": max(float(t.abs().max()) for t in trained_tensors(model).values()),
+    }
+    metrics = []
+    if used:
+        share = sum(row["utilisation"] for row in used.values()) / len(used)
+        metrics.append(Metric(name="rank_utilisation", value=share, unit="fraction"))
+    if saved and base_can_return(model):
+        merged, round_trip = _round_trip(run, model, reference)
+        facts |= round_trip
+        metrics += [
+            Metric(name="merge_max_abs_logit_difference", value=merged.max_abs_logit_difference, unit="logit", n=merged.n),
+            Metric(name="merge_label_agreement", value=merged.label_agreement, unit="fraction", n=merged.n),
+        ]
+    return metrics, facts
+
+
+def base_can_return(model: Any) -> bool:
+    """Whether this PEFT type can be merged and unloaded."""
+    return hasattr(model.base_model, "merge_and_unload") and hasattr(model.base_model, "unload")
+
+
+def _round_trip(run: Run, model: Any, reference: Reference) -> tuple[MergeEquivalence, dict[str, Any]]:
+    """Unload, load again from disk, merge. Uses up the model."""
+    adapted = last_token_logits(model, reference.prompts)
+    base = model.unload()
+    restored = last_token_logits(base, reference.prompts)
+    again = PeftModel.from_pretrained(base, str(run.ctx.folder / "adapter"), autocast_adapter_dtype=False).eval()
+    reloaded = last_token_logits(again, reference.prompts)
+    merged = last_token_logits(again.merge_and_unload(safe_merge=True).eval(), reference.prompts)
+    firsts = [completion_ids(run.tokenizer, v)[0] for v in run.task.verbalisers]
+    labels = firsts if firsts and len(set(firsts)) == len(firsts) else None
+    facts = {
+        "unload_restores_base": bool(torch.equal(restored, reference.logits_NV)),
+        "reload_restores_adapter": bool(torch.equal(reloaded, adapted)),
+        "merge_tolerance": MERGE_TOLERANCE,
+    }
+    return merge_equivalence(adapted, merged, labels), facts
+
+
+def _resources(run: Run, trained: Trained, trainable: int, total: int) -> list[Metric]:
+    logs = [row for row in trained.state.log_history if "loss" in row]
+    seconds, tokens = sum(r["seconds"] for r in logs), sum(r["real_tokens"] for r in logs)
+    step_times = [r["seconds"] / r["steps"] for r in logs]
+    rows = [
+        ("wall_s", time.perf_counter() - run.started, "s"),
+        ("train_s", seconds, "s"),
+        ("step_time_median_s", median(step_times), "s"),
+        ("real_tokens_per_s", tokens / max(seconds, 1e-9), "tokens/s"),
+        ("real_tokens", tokens, "tokens"),
+        ("theoretical_flops_per_token", flops_per_token(run, trained.model, trainable, total), "FLOP"),
+    ]
+    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + [
+        Metric(name=n, value=v, unit="bytes") for n, v in trained.peak.items()
+    ]
+
+
+def flops_per_token(run: Run, model: Any, trainable: int, total: int) -> float:
+    """Training FLOPs a real token: full 6N, adapters 4N + 6·(adapter parameters), plus the head where it is computed.
+
+    N counts the base weights of the decoder layers.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = run.inputs.method_spec.adapter is not None
+    layers = sum(p.numel() for p in decoder_layers(base).parameters() if adapted is False or not p.requires_grad)
+    head = base.get_output_embeddings().weight.numel()
+    completions = sum(len(r.input_ids) - r.prompt_length for r in run.rows) / sum(len(r.input_ids) for r in run.rows)
+    if not adapted:
+        return 6.0 * layers + 6.0 * head * completions
+    return 4.0 * layers + 6.0 * trainable + 4.0 * head * completions

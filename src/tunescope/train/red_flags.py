@@ -1,0 +1,54 @@
+"""What looks wrong about a run, in words. Flags are shown by `status` and the report and never change a verdict."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunescope.records import Metric
+from tunescope.study.inputs import TrainInputs
+
+HIGH_TRAIN_LOSS = 0.1
+"""Nats a completion token above which a finished run has not fitted its training data."""
+EXPLODED = 100.0
+"""Absolute adapter weight; a trained LoRA weight is of the order of 0.01 to 1."""
+
+
+def training_flags(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Training loss not falling, or high at the end."""
+    losses = [row["loss"] for row in history if "loss" in row]
+    flags = []
+    if len(losses) > 1 and losses[-1] >= losses[0]:
+        flags.append(f"training loss did not fall ({losses[0]:.3f} to {losses[-1]:.3f})")
+    if losses and losses[-1] > HIGH_TRAIN_LOSS:
+        flags.append(f"training loss is {losses[-1]:.3f} at the end, above {HIGH_TRAIN_LOSS}")
+    return flags
+
+
+def quality_flags(inputs: TrainInputs, primary: str, scores: Sequence[Metric]) -> list[str]:
+    """Primary test metric outside the range the study file expects."""
+    expected = inputs.task_spec.expect.get(inputs.method)
+    value = next((m.value for m in scores if m.name == primary), None)
+    if expected is None or value is None or expected[0] <= value <= expected[1]:
+        return []
+    return [
+        f"test {primary} {value:.3f} is outside the expected {expected[0]:g} to {expected[1]:g} of {inputs.method} on {inputs.task}"
+    ]
+
+
+def adapter_flags(facts: Mapping[str, Any], proofs: Sequence[Metric], tolerance: float) -> list[str]:
+    """Base weights changed, update all zero or exploding, merge outside tolerance, unload or reload not exact."""
+    flags = []
+    if not facts["base_unchanged"]:
+        flags.append("base weights changed during adapter training (hash before and after differ)")
+    largest = facts["largest_adapter_weight"]
+    if facts["adapter_norms"].get("B", facts["adapter_norms"]["all"]) == 0:
+        flags.append("adapter weights are all zero: nothing was learned")
+    if not largest < EXPLODED:
+        flags.append(f"adapter weights explode (largest {largest:.3g})")
+    gap = next((m.value for m in proofs if m.name == "merge_max_abs_logit_difference"), None)
+    if gap is not None and not gap <= tolerance:
+        flags.append(f"merged and adapted model differ by {gap:.2g} in a logit (tolerance {tolerance:g} in fp32)")
+    if facts.get("unload_restores_base") is False:
+        flags.append("unloading the adapter does not restore the base model's logits exactly")
+    if facts.get("reload_restores_adapter") is False:
+        flags.append("loading the saved adapter again does not restore its logits exactly")
+    return flags

@@ -1,0 +1,247 @@
+"""The Hugging Face Trainer with a loss on completion tokens, real-token counting and a selection loss of its own."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from tunescope.errors import StepError
+from tunescope.study.schema import TrainingSpec
+
+from .batching import Row, RunDataset, collate, completion_loss, selection_loss
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a run computes. Weights that are trained are fp32 except in the labelled variant `bf16`."""
+
+    name: Literal["fp32", "bf16-mixed", "bf16"]
+    device: str
+
+    @property
+    def autocast(self) -> bool:
+        return self.name == "bf16-mixed"
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Autocast of a training or selection pass."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def resolve_precision(wanted: str, device: str) -> Precision:
+    """`auto` is bf16 autocast over fp32 weights on a GPU that has bf16, fp32 elsewhere: emulated bf16 is 8 times slower on a CPU."""
+    if wanted == "auto":
+        wanted = "bf16-mixed" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
+    return Precision(wanted, device)  # type: ignore[arg-type]
+
+
+def set_storage(model: nn.Module, precision: Precision) -> None:
+    """Choose the dtype weights are kept in while training.
+
+    Frozen weights go to bf16 under autocast where that loses nothing (a bf16 checkpoint), which halves them; trained weights stay fp32.
+    """
+    if precision.name == "bf16":
+        model.to(torch.bfloat16)
+    elif precision.autocast and isinstance(model, PeftModel):
+        for parameter in model.parameters():
+            if not parameter.requires_grad and torch.equal(parameter.data.bfloat16().float(), parameter.data):
+                parameter.data = parameter.data.bfloat16()
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # autocast does it; PEFT's own casts cost kernels at every adapted layer
+
+
+@contextmanager
+def in_fp32(model: nn.Module) -> Iterator[None]:
+    """Hold every weight in fp32 for a while (probes, scoring), then return it to its dtype. Lossless for weights that are bf16."""
+    stored = [(p, p.dtype) for p in model.parameters() if p.dtype != torch.float32]
+    for parameter, _ in stored:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(dtype)
+
+
+@dataclass
+class Window:
+    """What happened since the last log."""
+
+    steps: int = 0
+    real_tokens: int = 0
+    seconds: float = 0.0
+    clipped: Tensor = field(default_factory=lambda: torch.zeros(()))
+    started: float = 0.0
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def stop(self) -> None:
+        self.steps += 1
+        self.seconds += time.perf_counter() - self.started
+
+    def close(self) -> dict[str, float]:
+        """The window's numbers; begins a new one. They travel in the log history, so a resumed run keeps them."""
+        row = {
+            "steps": self.steps,
+            "real_tokens": self.real_tokens,
+            "seconds": self.seconds,
+            "clipped_steps": float(self.clipped),
+        }
+        self.steps, self.real_tokens, self.seconds, self.clipped = 0, 0, 0.0, torch.zeros_like(self.clipped)
+        return row
+
+
+class CompletionTrainer(Trainer):
+    """Thin: the loop, accumulation, clipping, schedule, checkpoints and resuming are the Trainer's."""
+
+    def __init__(self, *, selection_rows: Sequence[Row], pad_id: int, precision: Precision, watch: Any = None, **kwargs: Any):
+        super().__init__(data_collator=partial(collate, pad_id=pad_id), eval_dataset=selection_rows, **kwargs)
+        self.selection_rows, self.pad_id, self.precision, self.watch = selection_rows, pad_id, precision, watch
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
+        self.loss_is_scaled_for_ga = True
+        self.window = Window()
+
+    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: Any) -> tuple[list, int]:
+        """One effective batch as micro-batches, and its number of completion tokens."""
+        self.window.start()
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self.window.real_tokens += sum(b["real_tokens"] for b in batches)
+        return batches, sum(b["targets"].numel() for b in batches)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Share of this micro-batch in the mean loss of the effective batch (nats a completion token)."""
+        if self.watch is not None:
+            self.watch.look(self.state.global_step + 1, inputs)
+        with self.precision.context():
+            return completion_loss(model, inputs) / num_items_in_batch
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.watch is not None:
+            self.watch.gradients(self.state.global_step + 1)
+        norm = super()._clip_grad_norm(model)
+        self.window.clipped = self.window.clipped.to(norm.device) + (norm > self.args.max_grad_norm)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the window's steps, tokens, seconds and clipped steps to a training log."""
+        if "loss" in logs:
+            logs = {**logs, **self.window.close()}
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Selection loss only; task metrics are taken once, at the end."""
+        self.model.eval()
+        with self.precision.context():
+            size = self.args.per_device_eval_batch_size
+            loss = selection_loss(self.model, self.selection_rows, self.pad_id, size, str(self.args.device))
+        if not torch.isfinite(torch.tensor(loss)):
+            raise StepError(f"selection loss is {loss} at step {self.state.global_step}: lower the learning rate of this method")
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights as safetensors, nothing pickled beside them."""
+        save_weights(self.model, output_dir or self.args.output_dir)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted here: the Trainer's figure takes padding for work and LoRA for full training."""
+        return 0
+
+
+def save_weights(model: Any, folder: Any) -> None:
+    """`save_pretrained` of a model or an adapter; never looks anything up on the hub."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+
+
+def training_arguments(
+    spec: TrainingSpec,
+    *,
+    folder: str,
+    device: str,
+    steps: int,
+    warmup_steps: int,
+    learning_rate: float,
+    micro: int,
+    batch: int,
+    seed: int,
+) -> TrainingArguments:
+    """The Trainer's settings of one run; everything that is data in the study file comes in here and nowhere else."""
+    if warmup_steps >= steps:
+        raise StepError(
+            f"warm-up of {warmup_steps} steps is not shorter than the run of {steps}: lower warmup_ratio or train longer"
+        )
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=spec.eval_batch,
+        gradient_accumulation_steps=batch // micro,
+        learning_rate=learning_rate,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        lr_scheduler_type="linear",
+        warmup_steps=warmup_steps,
+        optim="adamw_torch_fused",
+        logging_steps=spec.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=spec.eval_every,
+        save_strategy="steps",
+        save_steps=spec.checkpoint_every,
+        save_total_limit=2,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        train_sampling_strategy="sequential",
+        gradient_checkpointing=spec.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
+        seed=seed,
+        use_cpu=device == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def build_trainer(
+    model: Any,
+    arguments: TrainingArguments,
+    rows: RunDataset,
+    selection_rows: Sequence[Row],
+    pad_id: int,
+    precision: Precision,
+    **extras: Any,
+) -> CompletionTrainer:
+    """A trainer without the console printing of the Trainer's default callbacks."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer = CompletionTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        selection_rows=selection_rows,
+        pad_id=pad_id,
+        precision=precision,
+        **extras,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
