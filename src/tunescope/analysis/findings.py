@@ -53,8 +53,8 @@ class TaskRow(_Row):
     quality_mean: float | None
     quality_sd: float | None
     quality_interval: tuple[float | None, float | None] | None
-    other_metrics: dict[str, tuple[float, float]]
-    """name -> (mean, sd) over seeds."""
+    other_metrics: dict[str, tuple[float, float | None]]
+    """name -> (mean, sd) over seeds; sd None for a single seed."""
     drift_mean: float | None
     drift_sd: float | None
     drift_saturated: bool

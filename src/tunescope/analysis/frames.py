@@ -1,7 +1,7 @@
 """Tidy tables read from finished steps. A step counts only when its result.json is there; what cannot be read is named, never fatal."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,10 @@ from tunescope.records import FinishedStep, read_step
 from tunescope.study.plan import build_plan
 from tunescope.study.schema import Study
 
+from .findings import Missing
+
+MissingByStep = Mapping[str, tuple[str, str]]
+"""step id -> (state, why)."""
 _RUN = {"step_id": "str", "task": "str", "method": "str", "role": "str", "seed": "Int64"}
 _PREDICTION = {
     "example_id": "str", "group": "str", "article": "str", "label": "str", "prediction": "str", "correct": "float64", "f1": "float64",
@@ -118,21 +122,33 @@ class Frames:
         return paths
 
 
-def collect(root: Path, study: Study, planned: Sequence[Planned] | None = None) -> Frames:
+def collect(
+    root: Path, study: Study, planned: Sequence[Planned] | None = None, missing: Sequence[Missing] | MissingByStep | None = None
+) -> Frames:
     """Read the finished steps of a study's store.
 
     Args:
         root: the store, `<runs>/<study name>`; steps lie in `root/steps/<id>/`.
         study: the study; its plan says which steps belong to it when `planned` is not given.
         planned: the steps to read, in order (`study.plan.Step`); folders of other steps are ignored.
+        missing: steps that have no valid result; a folder that such a step left (stale, say) is not read.
     """
     ids = tuple(step.id for step in (build_plan(study).steps if planned is None else planned))
-    reader = _Reader()
+    reader, absent = _Reader(), {row.step for row in as_missing(missing)}
     for step_id in ids:
+        if step_id in absent:
+            continue
         folder = root / "steps" / step_id
         if (folder / "result.json").is_file():
             reader.add(step_id, folder)
     return Frames(**reader.frames(), planned=ids, documents=reader.documents, problems=reader.problems)
+
+
+def as_missing(missing: Sequence[Missing] | MissingByStep | None) -> list[Missing]:
+    """Missing steps as rows, from rows or from {step id: (state, why)}."""
+    if isinstance(missing, Mapping):
+        return [Missing(step=step, state=state, why=why) for step, (state, why) in missing.items()]
+    return list(missing or [])
 
 
 def load_results(results_dir: Path) -> Frames:

@@ -71,30 +71,46 @@ def mean_products(a_SN: Array, b_SN: Array) -> Squares:
 class _Variance:
     """Which terms estimate the variance of the mean, and with what degrees of freedom."""
 
-    form: Literal["crossed", "examples", "residual"]
+    form: Literal["crossed", "seeds", "examples", "residual"]
     df: float
 
     def of(self, squares: Squares, size: int) -> float:
         """Variance of the grand mean from mean squares (covariance from mean products); `size` is S x N."""
         if self.form == "crossed":
             return (squares.seeds + squares.examples - squares.residual) / size
+        if self.form == "seeds":
+            return squares.seeds / size
         return (squares.examples if self.form == "examples" else squares.residual) / size
 
 
-def _variance(squares: Squares, n_seeds: int, n_examples: int) -> _Variance:
-    """Satterthwaite for the crossed form; the seed term is dropped when it is estimated at or below zero (statistics.md)."""
+def _variance(squares: Squares, n_seeds: int, n_examples: int, few_columns: bool) -> _Variance:
+    """Satterthwaite for the crossed form; the seed term is dropped when it is estimated at or below zero.
+
+    With `few_columns` so is the column term: over five probe blocks a negative one would pull the degrees of freedom far below S - 1.
+    """
     if squares.seeds <= squares.residual:
         return _Variance("examples" if squares.examples >= squares.residual else "residual", n_examples - 1)
+    if few_columns and squares.examples <= squares.residual:
+        return _Variance("seeds", n_seeds - 1)
     total = squares.seeds + squares.examples - squares.residual
     spread = squares.seeds**2 / (n_seeds - 1) + squares.examples**2 / (n_examples - 1)
     spread += squares.residual**2 / ((n_seeds - 1) * (n_examples - 1))
     return _Variance("crossed", total**2 / spread)
 
 
-def crossed_t(contrast_SN: Array, alternative: Alternative = "greater") -> TTest:
+_DROPPED = {
+    "crossed": "",
+    "seeds": "block term dropped (estimated at or below zero): a plain t over seeds",
+    "examples": "seed term dropped (estimated at or below zero)",
+    "residual": "seed term dropped (estimated at or below zero)",
+}
+
+
+def crossed_t(contrast_SN: Array, alternative: Alternative = "greater", *, few_columns: bool = False) -> TTest:
     """Crossed random-effects t test that the mean contrast is above (or below) 0, over seeds and examples at once.
 
     SE^2 = (MS_s + MS_e - MS_r) / (S N) with Satterthwaite degrees of freedom; when MS_s <= MS_r, max(MS_e, MS_r) / (S N) with N - 1.
+    `few_columns` is for probe blocks in place of examples: when MS_e <= MS_r the column term is dropped too, MS_s / (S N) with S - 1.
 
     Raises:
         ValueError: fewer than two seeds or examples, or a value that is not finite.
@@ -102,9 +118,8 @@ def crossed_t(contrast_SN: Array, alternative: Alternative = "greater") -> TTest
     contrast_SN = checked(contrast_SN)
     n_seeds, n_examples = contrast_SN.shape
     squares = mean_products(contrast_SN, contrast_SN)
-    variance = _variance(squares, n_seeds, n_examples)
-    note = "" if variance.form == "crossed" else "seed term dropped (estimated at or below zero)"
-    scale = float(np.abs(contrast_SN).max())
+    variance = _variance(squares, n_seeds, n_examples, few_columns)
+    scale, note = float(np.abs(contrast_SN).max()), _DROPPED[variance.form]
     return _t_test(float(contrast_SN.mean()), variance.of(squares, contrast_SN.size), variance.df, alternative, scale, note)
 
 
@@ -141,7 +156,13 @@ def t_test(values_n: Array, alternative: Alternative = "greater") -> TTest:
 
 
 def relative_test(
-    candidate_SN: Array, reference_SN: Array, *, margin: float, alternative: Alternative = "greater", level: float = 0.90
+    candidate_SN: Array,
+    reference_SN: Array,
+    *,
+    margin: float,
+    alternative: Alternative = "greater",
+    level: float = 0.90,
+    few_columns: bool = False,
 ) -> RatioTest:
     """Crossed t on `candidate - margin x reference`, and Fieller limits of the ratio of means.
 
@@ -149,15 +170,16 @@ def relative_test(
     margin exactly when the one-sided 5 % test rejects. Limits are None where Fieller's set is unbounded or the reference mean not positive.
     """
     candidate_SN, reference_SN = checked(candidate_SN), checked(reference_SN)
-    contrast = crossed_t(candidate_SN - margin * reference_SN, alternative)
+    contrast_SN = candidate_SN - margin * reference_SN
+    contrast = crossed_t(contrast_SN, alternative, few_columns=few_columns)
     top, bottom = float(candidate_SN.mean()), float(reference_SN.mean())
     ratio = top / bottom if bottom > 0 else None
     if contrast.p is None or ratio is None:
         return RatioTest(ratio, (None, None), contrast)
     pairs = ((candidate_SN, candidate_SN), (candidate_SN, reference_SN), (reference_SN, reference_SN))
     products = [mean_products(a, b) for a, b in pairs]
-    residual_contrast = candidate_SN - margin * reference_SN
-    form = _variance(mean_products(residual_contrast, residual_contrast), *candidate_SN.shape)
+    n_seeds, n_examples = contrast_SN.shape
+    form = _variance(mean_products(contrast_SN, contrast_SN), n_seeds, n_examples, few_columns)
     v11, v12, v22 = (form.of(p, candidate_SN.size) for p in products)
     limits = fieller(top, bottom, v11, v12, v22, float(stats.t.ppf(0.5 + level / 2, form.df)))
     return RatioTest(ratio, limits, contrast)

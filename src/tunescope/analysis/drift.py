@@ -1,0 +1,115 @@
+"""Drift claims: the candidate's registered drift scalar lies a registered share below the reference's."""
+
+import numpy as np
+
+from tunescope.study.schema import Study
+
+from .findings import Claim
+from .frames import Frames
+from .frontier import frontier, frontier_note
+from .inference import Array, Interval, RatioTest, fieller, relative_test, t_test
+from .quality import TaskQuality, missing_runs
+from .scores import DriftPair, paired_drift
+from .verdicts import NAMES, Decision, decide_family, overall
+
+
+def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | None:
+    """Test of mean D_candidate < (1 - reduction) x mean D_reference and the name of the form used; None below two seeds.
+
+    Probe blocks are the second crossed factor where they were stored (their row means set to the registered scalars); otherwise a plain
+    paired t over seeds.
+    """
+    if len(pair.seeds) < 2:
+        return None
+    crossed = pair.crossed()
+    if crossed is not None:
+        test = relative_test(*crossed, margin=1 - reduction, alternative="less", few_columns=True)
+        return test, f"crossed random-effects t over seeds x {crossed[0].shape[1]} probe blocks"
+    return seed_test(pair.candidate_S, pair.reference_S, 1 - reduction), "t over seeds"
+
+
+def seed_test(candidate_S: Array, reference_S: Array, margin: float, level: float = 0.90) -> RatioTest:
+    """Paired t over seeds on candidate - margin x reference (less), with Fieller limits of the ratio of means."""
+    from scipy import stats
+
+    contrast = t_test(candidate_S - margin * reference_S, "less")
+    top, bottom, n = float(candidate_S.mean()), float(reference_S.mean()), len(candidate_S)
+    if bottom <= 0:
+        return RatioTest(None, (None, None), contrast)
+    covariance = np.cov(candidate_S, reference_S) / n
+    quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    limits = fieller(top, bottom, float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1]), quantile)
+    return RatioTest(top / bottom, limits if contrast.p is not None else (None, None), contrast)
+
+
+def drift_claims(frames: Frames, study: Study, qualities: list[TaskQuality]) -> tuple[list[Decision], Decision]:
+    """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
+    spec = study.analysis
+    tasks = decide_family([_claim(frames, study, q) for q in qualities], spec.alpha)
+    statement = f"On every task, {spec.candidate_method} drifts at least {spec.drift_reduction:.0%} less than {spec.reference_method}"
+    return tasks, overall(tasks, "drift/all", statement, spec.alpha)
+
+
+def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
+    spec, task = study.analysis, quality.task
+    pair = paired_drift(frames, task, spec.candidate_method, spec.reference_method)
+    tested = drift_test(pair, spec.drift_reduction) if pair else None
+    test, form = tested if tested else (None, "crossed random-effects t over seeds x probe blocks")
+    contrast = test.contrast if test else None
+    reduction, interval = _reduction(test)
+    blocks = _blocks(frames, study, quality, pair, test)
+    claim = Claim(
+        id=f"drift/{task}", dimension="drift", task=task,
+        statement=f"On {NAMES[task]}, {spec.candidate_method} drifts at least {spec.drift_reduction:.0%} less than {spec.reference_method}",
+        verdict="inconclusive", estimate=reduction, estimate_name=f"1 - D_{spec.candidate_method} / D_{spec.reference_method}",
+        interval=interval, interval_level=0.90, margin=spec.drift_reduction, p=contrast.p if contrast else None,
+        p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
+        method=f"{form} on D_{spec.candidate_method} - {1 - spec.drift_reduction:g} D_{spec.reference_method}, Fieller limits",
+        n_seeds=len(pair.seeds) if pair else 0, n_examples=study.drift.probe_examples if pair else None, n_launches=None,
+        notes=[*blocks, *_remarks(frames, study, task, pair, test)],
+        steps=sorted({*(pair.steps if pair else ()), *(s for row in quality.gate for s in row.steps)}),
+    )  # fmt: skip
+    return Decision(claim, bool(blocks))
+
+
+def _reduction(test: RatioTest | None) -> tuple[float | None, Interval | None]:
+    if test is None or test.ratio is None:
+        return None, None
+    low, high = test.interval
+    return 1 - test.ratio, (None if high is None else 1 - high, None if low is None else 1 - low)
+
+
+def _blocks(frames: Frames, study: Study, quality: TaskQuality, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
+    spec, found = study.analysis, []
+    if not quality.learned((spec.candidate_method, spec.reference_method)):
+        found.append("nothing was learned: neither method beats the majority baseline, so no drift contrast is claimed")
+    absent = missing_runs(frames, study, quality.task)
+    if absent:
+        found.append(f"partial: missing {', '.join(absent)}")
+    elif pair is None:
+        found.append("no drift scalar in the finished runs")
+    elif set(pair.seeds) != set(study.seeds):
+        found.append(f"no drift scalar for seeds {', '.join(str(s) for s in study.seeds if s not in pair.seeds)}")
+    if pair is not None and len(pair.seeds) < 2:
+        found.append("fewer than 2 paired seeds: nothing can be tested")
+    if quality.gate_missing:
+        found.append(f"whether anything was learned cannot be checked: baseline/{quality.task} has no predictions")
+    if test is not None and test.contrast.p is None:
+        found.append(test.contrast.note)
+    if test is not None and test.ratio is None:
+        found.append(f"the mean drift of {spec.reference_method} is not positive: no ratio can be formed")
+    return found
+
+
+def _remarks(frames: Frames, study: Study, task: str, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
+    spec, found = study.analysis, []
+    if pair is not None:
+        means = {spec.candidate_method: float(pair.candidate_S.mean()), spec.reference_method: float(pair.reference_S.mean())}
+        found += [
+            f"{m}: mean drift {v:.3f} is saturated (above {spec.saturated_drift:g}); differences there mean little"
+            for m, v in means.items()
+            if v > spec.saturated_drift
+        ]
+    if test is not None and test.contrast.note and test.contrast.p is not None:
+        found.append(test.contrast.note)
+    return [*found, *frontier_note(frontier(frames, task), spec)]

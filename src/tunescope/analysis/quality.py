@@ -1,0 +1,158 @@
+"""Quality claims: the candidate keeps a registered share of the reference's score, on tasks where the reference learnt something."""
+
+from dataclasses import dataclass
+
+from tunescope.study.schema import Study
+
+from .findings import Claim
+from .frames import Frames
+from .inference import Interval, RatioTest, TTest, cluster_totals, crossed_t, relative_test
+from .scores import Paired, baseline_values, paired_scores, seeds_of
+from .verdicts import NAMES, Decision, decide_family, overall
+
+SYSTEMS = ("majority", "base")
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """Does one method beat one baseline system on one task? One-sided crossed t on the paired difference."""
+
+    task: str
+    method: str
+    system: str
+    method_mean: float
+    system_mean: float
+    test: TTest
+    passed: bool
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskQuality:
+    """What is known of one task's quality: the paired scores, the gate, the test; None where runs are missing."""
+
+    task: str
+    scores: Paired | None
+    test: RatioTest | None
+    gate: tuple[GateRow, ...]
+    gate_missing: tuple[str, ...]
+    missing_seeds: tuple[str, ...]
+
+    def beats(self, method: str, system: str) -> bool | None:
+        """Whether a method beats a baseline system; None when unknown."""
+        return next((row.passed for row in self.gate if (row.method, row.system) == (method, system)), None)
+
+    def gate_failed(self, reference: str) -> bool:
+        """Whether the reference is known not to beat the majority class or the base."""
+        return any(self.beats(reference, system) is False for system in SYSTEMS)
+
+    def learned(self, methods: tuple[str, ...]) -> bool:
+        """False when no method beats the majority class: then no quality or drift contrast is claimed."""
+        return any(self.beats(m, "majority") is not False for m in methods)
+
+
+def task_quality(frames: Frames, study: Study, task: str) -> TaskQuality:
+    """Pair the runs of one task, test the registered margin and the gate."""
+    spec = study.analysis
+    metric = spec.primary_metric.get(task, "accuracy")  # type: ignore[call-overload]
+    scores = paired_scores(frames, task, metric, spec.candidate_method, spec.reference_method)
+    absent = missing_runs(frames, study, task)
+    if scores is None or len(scores.seeds) < 2 or len(set(scores.groups)) < 2:
+        return TaskQuality(task, scores, None, (), (), absent)
+    test = relative_test(*scores.units(), margin=spec.quality_retained)
+    gate, unknown = _gate(frames, study, scores)
+    return TaskQuality(task, scores, test, gate, unknown, absent)
+
+
+def missing_runs(frames: Frames, study: Study, task: str) -> tuple[str, ...]:
+    """Registered final runs of both methods without a result, as step ids."""
+    methods = (study.analysis.candidate_method, study.analysis.reference_method)
+    done = {m: seeds_of(frames, task, m) for m in methods}
+    return tuple(f"train/{task}/{m}/final/seed-{s}" for m in methods for s in study.seeds if s not in done[m])
+
+
+def _gate(frames: Frames, study: Study, scores: Paired) -> tuple[tuple[GateRow, ...], tuple[str, ...]]:
+    """Both methods against majority and base, and the systems without predictions."""
+    spec, rows, unknown = study.analysis, [], []
+    for system in SYSTEMS:
+        found = baseline_values(frames, scores.task, system, scores.example_ids, scores.metric)
+        if found is None:
+            unknown.append(system)
+            continue
+        values_1N, step = found
+        for method, matrix_SN in ((spec.reference_method, scores.reference_SN), (spec.candidate_method, scores.candidate_SN)):
+            test = crossed_t(cluster_totals(matrix_SN - values_1N, scores.groups))
+            passed = test.estimate > 0 if test.p is None else test.p <= spec.alpha
+            means = float(matrix_SN.mean()), float(values_1N.mean())
+            rows.append(GateRow(scores.task, method, system, *means, test, passed, (*scores.steps, step)))
+    return tuple(rows), tuple(unknown)
+
+
+def quality_claims(qualities: list[TaskQuality], study: Study) -> tuple[list[Decision], Decision]:
+    """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
+    spec = study.analysis
+    tasks = decide_family([_claim(q, study) for q in qualities], spec.alpha)
+    statement = (
+        f"On every task, {spec.candidate_method} keeps at least {spec.quality_retained:.0%} of {spec.reference_method}'s primary metric"
+    )
+    return tasks, overall(tasks, "quality/all", statement, spec.alpha)
+
+
+def _claim(quality: TaskQuality, study: Study) -> Decision:
+    spec, scores, test = study.analysis, quality.scores, quality.test
+    metric = scores.metric if scores else spec.primary_metric.get(quality.task, "accuracy")  # type: ignore[call-overload]
+    blocks, remarks = _blocks(quality, study), _remarks(quality)
+    ratio: float | None = test.ratio if test else None
+    interval: Interval | None = test.interval if test else None
+    contrast = test.contrast if test else None
+    claim = Claim(
+        id=f"quality/{quality.task}", dimension="quality", task=quality.task,
+        statement=f"On {NAMES[quality.task]}, {spec.candidate_method} keeps at least {spec.quality_retained:.0%} of "
+        f"{spec.reference_method}'s {metric}",
+        verdict="inconclusive", estimate=ratio, estimate_name=f"{spec.candidate_method} / {spec.reference_method} {metric}",
+        interval=interval, interval_level=0.90, margin=spec.quality_retained, p=contrast.p if contrast else None,
+        p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
+        method=_method(scores), n_seeds=len(scores.seeds) if scores else 0, n_examples=len(scores.example_ids) if scores else None,
+        n_launches=None, notes=[*blocks, *remarks], steps=sorted({*(scores.steps if scores else ()), *_gate_steps(quality)}),
+    )  # fmt: skip
+    return Decision(claim, bool(blocks))
+
+
+def _gate_steps(quality: TaskQuality) -> list[str]:
+    return [step for row in quality.gate for step in row.steps]
+
+
+def _method(scores: Paired | None) -> str:
+    units = f"{len(set(scores.groups))} paragraph totals" if scores and scores.clustered else "examples"
+    return f"crossed random-effects t over seeds x {units} on the score less the margin, Satterthwaite df, Fieller limits"
+
+
+def _blocks(quality: TaskQuality, study: Study) -> list[str]:
+    """Why the claim may not be decided, most telling first."""
+    spec, found = study.analysis, []
+    if quality.gate_failed(spec.reference_method):
+        found.append(f"gate failed: {_gate_text(quality, spec.reference_method)}; the comparison means nothing here")
+    if quality.missing_seeds:
+        found.append(f"partial: missing {', '.join(quality.missing_seeds)}")
+    if quality.scores is not None and len(quality.scores.seeds) < 2:
+        found.append("fewer than 2 paired seeds: nothing can be tested")
+    if quality.scores is None and not quality.missing_seeds:
+        found.append("no per-example form of the registered metric in the stored predictions")
+    if quality.gate_missing:
+        found.append(f"the gate cannot be checked: baseline/{quality.task} has no predictions of {' and '.join(quality.gate_missing)}")
+    if quality.test is not None and quality.test.contrast.p is None:
+        found.append(quality.test.contrast.note)
+    return found
+
+
+def _gate_text(quality: TaskQuality, reference: str) -> str:
+    failed = [row for row in quality.gate if row.method == reference and not row.passed]
+    words = {"majority": "the majority baseline", "base": "the untuned base"}
+    return " and ".join(f"{reference} ({row.method_mean:.3f}) does not beat {words[row.system]} ({row.system_mean:.3f})" for row in failed)
+
+
+def _remarks(quality: TaskQuality) -> list[str]:
+    found = list(quality.scores.notes) if quality.scores else []
+    if quality.test is not None and quality.test.contrast.note and quality.test.contrast.p is not None:
+        found.append(quality.test.contrast.note)
+    return found
