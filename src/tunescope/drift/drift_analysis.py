@@ -36,22 +36,32 @@ def run_drift(inputs: DriftInputs, ctx: StepContext) -> StepResult:
     Reads finished train steps (final and search) and `base-probe/<task>` from `ctx.upstream`. Raises when records are missing,
     damaged, or come from different probe sets.
     """
-    pooling = inputs.drift.primary_pooling
     base = find_base_probe(ctx.upstream, inputs.task)
-    runs, probe_sha256 = read_runs(ctx.upstream, inputs.task, pooling, base.probe_sha256 if base else None)
-    finals = [run for run in runs if run.role == "final"]
+    runs, probe_sha256 = read_runs(ctx.upstream, inputs.task, inputs.drift.primary_pooling, base.probe_sha256 if base else None)
     groups: Groups = {}
-    for run in finals:
-        groups.setdefault(run.method, {})[run.seed] = run
-    candidate, reference = groups.get(inputs.candidate_method, {}), groups.get(inputs.reference_method, {})
+    for run in runs:
+        if run.role == "final":
+            groups.setdefault(run.method, {})[run.seed] = run
     checks = step_zero_drift(runs, base, ctx.progress)
+    found = _summary(inputs, runs, groups, base) | {"probe_sha256": probe_sha256, "step_zero": checks}
+    notes = _notes(found, groups, base, checks)
+    content = _write_tables(inputs, groups, notes, ctx)
+    _write_json(ctx.folder / "drift_summary.json", {**found, "red_flags": notes})
+    metrics = _metrics(found)
+    ctx.tracker.log({m.name: m.value for m in metrics if m.value is not None}, step=0)
+    outputs = {"probe_sha256": probe_sha256, "runs": [run.step.id for run in runs], "step_zero_ok": all(c["ok"] for c in checks)}
+    return StepResult(metrics=metrics, outputs=outputs, content=["drift_summary.json", *content], notes=notes)
+
+
+def _summary(inputs: DriftInputs, runs: list[DriftRun], groups: Groups, base: BaseProbe | None) -> dict[str, Any]:
+    pooling = inputs.drift.primary_pooling
+    candidate, reference = groups.get(inputs.candidate_method, {}), groups.get(inputs.reference_method, {})
     floor = base.scalar_floor(pooling) if base else None
-    found: dict[str, Any] = {
+    return {
         "task": inputs.task,
         "candidate_method": inputs.candidate_method,
         "reference_method": inputs.reference_method,
         "primary_pooling": pooling,
-        "probe_sha256": probe_sha256,
         "saturated_above": SATURATED,
         "noise_floor": base.floors(pooling) if base else None,
         "runs": [_run_row(run, floor) for run in runs],
@@ -60,20 +70,19 @@ def run_drift(inputs: DriftInputs, ctx: StepContext) -> StepResult:
         "blocks": _paired_blocks(candidate, reference),
         "layers": layer_contrast(candidate, reference),
         "equal_quality": equal_quality(candidate, reference),
-        "step_zero": checks,
     }
-    notes = _notes(found, groups, base, checks)
-    content = ["drift_summary.json", "layers.parquet"]
-    layer_table(finals, pooling).to_parquet(ctx.folder / "layers.parquet", index=False)
+
+
+def _write_tables(inputs: DriftInputs, groups: Groups, notes: list[str], ctx: StepContext) -> list[str]:
+    """`layers.parquet`, and `weights.parquet` where weights are kept; returns their names."""
+    finals = [run for group in groups.values() for run in group.values()]
+    layer_table(finals, inputs.drift.primary_pooling).to_parquet(ctx.folder / "layers.parquet", index=False)
+    candidate, reference = groups.get(inputs.candidate_method, {}), groups.get(inputs.reference_method, {})
     updates = weight_updates(candidate, reference, notes, ctx.progress)
-    if updates is not None:
-        updates.to_parquet(ctx.folder / "weights.parquet", index=False)
-        content.append("weights.parquet")
-    _write_json(ctx.folder / "drift_summary.json", {**found, "red_flags": notes})
-    metrics = _metrics(found)
-    ctx.tracker.log({m.name: m.value for m in metrics if m.value is not None}, step=0)
-    outputs = {"probe_sha256": probe_sha256, "runs": [run.step.id for run in runs], "step_zero_ok": all(c["ok"] for c in checks)}
-    return StepResult(metrics=metrics, outputs=outputs, content=content, notes=notes)
+    if updates is None:
+        return ["layers.parquet"]
+    updates.to_parquet(ctx.folder / "weights.parquet", index=False)
+    return ["layers.parquet", "weights.parquet"]
 
 
 def _scalars(group: dict[int, DriftRun]) -> dict[int, float]:

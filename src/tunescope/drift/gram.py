@@ -73,7 +73,7 @@ class Gram:
     """The centred Gram matrix of one representation, and what the measures need of it.
 
     `states` has shape (n, d), n >= 4. GEMM in float32 for large float32 states, else float64; sums in float64.
-    `unit` is the Gram matrix over its Frobenius norm. Raises StatesError on NaN, infinity, or constant features.
+    Raises StatesError on NaN, infinity, or constant features.
     """
 
     def __init__(self, states: Array):
@@ -81,23 +81,40 @@ class Gram:
         self.n = x.shape[0]
         small = self.n * self.n * x.shape[1] <= SMALL_PRODUCT
         self.dtype: type = np.float64 if small or x.dtype == np.float64 else np.float32
-        gram = _product(x, self.dtype)
-        norm = np.sqrt(inner(gram, gram))
-        diagonal = gram.diagonal().astype(np.float64)
-        self.participation = float((diagonal.sum() / norm) ** 2)
+        self._matrix = _product(x, self.dtype)
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm of the stored matrix (itself scaled by a power of two)."""
+        return float(np.sqrt(inner(self._matrix, self._matrix)))
+
+    @property
+    def unit(self) -> Array:
+        """The Gram matrix over its Frobenius norm; computed at each call, which is cheap, to halve what a cache holds."""
+        return np.divide(self._matrix, self.norm, dtype=np.float64).astype(self.dtype, copy=False)
+
+    @property
+    def participation(self) -> float:
         """(tr K)^2 / ||K||^2, the participation ratio of the spectrum."""
-        self.diagonal_share = float(np.sum((diagonal / norm) ** 2))
+        return float((self._matrix.trace(dtype=np.float64) / self.norm) ** 2)
+
+    @property
+    def diagonal_share(self) -> float:
         """Sum of K_ii^2 / ||K||^2."""
-        self.unit: Array = np.divide(gram, norm, dtype=np.float64, out=gram, casting="same_kind")
+        return float(np.sum((self._matrix.diagonal().astype(np.float64) / self.norm) ** 2))
 
     @cached_property
     def debiased(self) -> Array:
         """U-centred Gram matrix over its norm: zero diagonal, zero row sums (Szekely & Rizzo 2014)."""
-        return u_centred(self.unit)
+        return u_centred(self._matrix)
 
-    def block(self, rows: Array) -> Array:
+    def block(self, rows: NDArray[np.integer]) -> Array:
         """The unit U-centred Gram matrix of some rows; U-centring needs no new feature mean."""
-        return u_centred(self.unit[np.ix_(rows, rows)])
+        return u_centred(self._matrix[np.ix_(rows, rows)])
+
+    def release(self) -> None:
+        """Free the U-centred copy; it costs a tenth of the Gram to build again."""
+        self.__dict__.pop("debiased", None)
 
 
 def gram(states: Array) -> Gram:

@@ -57,7 +57,8 @@ def make_batch(rows: list[int], tokens: list[list[int]], pad: int, left: bool, d
 
 def base_of(model: nn.Module) -> Any:
     """The causal LM itself, inside a PEFT wrapper or not."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap is not None else model
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

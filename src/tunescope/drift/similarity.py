@@ -115,13 +115,15 @@ def cosine_similarity(x: Array, y: Array, form: CosineForm = "raw") -> float:
     a, b = _rows(x, y)
     if form != "raw":
         mean = a.mean(axis=0)
-        a, b = a - mean, b - mean
+        a -= mean
+        b -= mean
     if form == "standardised":
-        sd = a.std(axis=0, ddof=1)
-        constant = np.ptp(np.asarray(x), axis=0) == 0
+        constant = (x == x[:1]).all(axis=0)
         if constant.any():
             raise StatesError(f"{int(constant.sum())} dimensions are constant in the base: standardised cosine is undefined")
-        a, b = a / sd, b / sd
+        sd = np.sqrt(np.einsum("ij,ij->j", a, a) / (a.shape[0] - 1))
+        a /= sd
+        b /= sd
     return float(row_cosines(a, b).mean())
 
 
@@ -136,10 +138,15 @@ def row_cosines(a: Array, b: Array) -> Array:
 def relative_displacement(x: Array, y: Array) -> float:
     """Mean over examples of ||y_i - x_i|| / ||x_i||; x is the base. Raises StatesError on a zero row of x."""
     a, b = _rows(x, y)
-    norms = np.linalg.norm(a, axis=1)
+    norms = _row_norms(a)
     if (norms == 0).any():
         raise StatesError(f"example {int(np.argmin(norms))} has a zero vector in the base: displacement is undefined")
-    return float((np.linalg.norm(b - a, axis=1) / norms).mean())
+    b -= a
+    return float((_row_norms(b) / norms).mean())
+
+
+def _row_norms(a: Array) -> Array:
+    return np.sqrt(np.einsum("ij,ij->i", a, a))
 
 
 def mean_shift(x: Array, y: Array) -> float:
@@ -148,7 +155,8 @@ def mean_shift(x: Array, y: Array) -> float:
     scale = np.sqrt(np.einsum("ij,ij->", a, a) / a.shape[0])
     if scale == 0:
         raise StatesError("all base states are zero: the mean shift has no scale")
-    return float(np.linalg.norm((b - a).mean(axis=0)) / scale)
+    b -= a
+    return float(np.linalg.norm(b.mean(axis=0)) / scale)
 
 
 def procrustes(x: Representation, y: Representation) -> float:
@@ -185,14 +193,14 @@ def _factor(x: Array) -> Array:
 
 def _pair(x: Representation, y: Representation) -> tuple[Gram, Gram]:
     a, b = (v if isinstance(v, Gram) else Gram(v) for v in (x, y))
-    check_aligned(a.unit, b.unit)
+    check_aligned(a.states, b.states)
     return a, b
 
 
 def _rows(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both sides in float64, checked for row-wise measures."""
+    """Float64 copies of both sides, checked for row-wise measures; the caller may overwrite them."""
     a, b = checked(x), checked(y)
     check_aligned(a, b, same_width=True)
     for side in (a, b):
         reject_non_finite(side)
-    return a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    return a.astype(np.float64), b.astype(np.float64)

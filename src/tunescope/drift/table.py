@@ -73,6 +73,7 @@ def _layer_rows(base: ProbeStates, tuned: ProbeStates, layer: int, pooling: str,
         values |= dict(_centred_rows(x, y)) | dict(_kernel(a, b, scored))
         if scored and pooling == spec.primary_pooling:
             blocks = list(block_drifts(a, b, spec.blocks))
+        a.release()
     rows = [Row(scored, layer, pooling, name, WHOLE, value, x.shape[0]) for name, value in values.items()]
     return rows + [Row(scored, layer, pooling, "cka_drift_debiased", index, value, n) for index, value, n in blocks]
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tunescope.drift.gram import Array
 from tunescope.drift.runs import DriftRun
-from tunescope.drift.weights import effective_rank, intruder_dimensions, lora_update, relative_update_norm, stable_rank
+from tunescope.drift.weights import effective_rank, intruders, left_vectors, lora_update, relative_update_norm, stable_rank
 from tunescope.errors import PrerequisiteError
 from tunescope.models.loading import resolve_model
 from tunescope.study.schema import ModelSpec
@@ -69,31 +69,38 @@ def _rows(
     config = json.loads((candidate.step.folder / "adapter" / "adapter_config.json").read_text())
     for i, (matrix, (a_name, b_name)) in enumerate(sorted(pairs.items())):
         progress(i, len(pairs), f"weights of {matrix}")
-        w, tuned = base[f"{matrix}.weight"], full[f"{matrix}.weight"]
-        a, b = adapter[a_name], adapter[b_name]
-        scaling = lora_scaling(config, matrix, a.shape[0])
-        update = lora_update(a, b, scaling)
+        w, tuned, a, b = base[f"{matrix}.weight"], full[f"{matrix}.weight"], adapter[a_name], adapter[b_name]
+        vectors = left_vectors(w)  # the costly part: once for both methods, in float32
         yield {
             "method": candidate.method,
             "seed": candidate.seed,
             "matrix": matrix,
-            "relative_update": update.norm / float(np.linalg.norm(w.astype(np.float64))),
-            "stable_rank": update.stable_rank,
-            "effective_rank": update.effective_rank,
-            "utilisation": update.utilisation,
-            "intruder_dimensions": intruder_dimensions(w, w + scaling * (b @ a)),
+            **_adapter_row(w, vectors, a, b, config, matrix),
         }
-        moved = bool((w != tuned).any())
-        yield {
-            "method": reference.method,
-            "seed": reference.seed,
-            "matrix": matrix,
-            "relative_update": relative_update_norm(w, tuned),
-            "stable_rank": stable_rank(tuned - w) if moved else None,
-            "effective_rank": effective_rank(tuned - w) if moved else None,
-            "utilisation": None,
-            "intruder_dimensions": intruder_dimensions(w, tuned),
-        }
+        yield {"method": reference.method, "seed": reference.seed, "matrix": matrix, **_full_row(w, vectors, tuned)}
+
+
+def _adapter_row(w: Array, vectors: Array, a: Array, b: Array, config: dict[str, Any], matrix: str) -> dict[str, Any]:
+    scaling = lora_scaling(config, matrix, a.shape[0])
+    update = lora_update(a, b, scaling)
+    return {
+        "relative_update": update.norm / float(np.linalg.norm(w.astype(np.float64))),
+        "stable_rank": update.stable_rank,
+        "effective_rank": update.effective_rank,
+        "utilisation": update.utilisation,
+        "intruder_dimensions": intruders(vectors, w + scaling * (b @ a)),
+    }
+
+
+def _full_row(w: Array, vectors: Array, tuned: Array) -> dict[str, Any]:
+    moved = bool((w != tuned).any())
+    return {
+        "relative_update": relative_update_norm(w, tuned),
+        "stable_rank": stable_rank(tuned - w) if moved else None,
+        "effective_rank": effective_rank(tuned - w) if moved else None,
+        "utilisation": None,
+        "intruder_dimensions": intruders(vectors, tuned),
+    }
 
 
 def lora_pairs(adapter: Weights) -> dict[str, tuple[str, str]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import qr, svd, svdvals
+from scipy.linalg import eigh, qr, svd, svdvals
 
 from tunescope.drift.gram import Array, StatesError, reject_non_finite
 
@@ -31,12 +31,24 @@ def intruder_dimensions(base: Array, tuned: Array, k: int = 10, threshold: float
     """How many of the tuned weight's top-k left singular vectors have |cosine| < threshold with every left singular vector
     of the base (Shuttleworth et al. 2024). Matrices (out, in) of equal shape; k at most the smaller side."""
     w, v = _matrices(base, tuned)
-    old, values, _ = svd(w, full_matrices=False)
-    new, _, _ = svd(v, full_matrices=False)
-    old = old[:, values > values[0] * max(w.shape) * np.finfo(np.float64).eps]  # null directions of the base are arbitrary
-    if old.shape[1] == 0:
+    return intruders(left_vectors(w), v, k, threshold)
+
+
+def left_vectors(base: Array) -> Array:
+    """Left singular vectors of a base weight (out, in), shape (out, rank), without its null directions, which are arbitrary."""
+    vectors, values, _ = svd(base, full_matrices=False)
+    kept = vectors[:, values > values[0] * max(base.shape) * np.finfo(values.dtype).eps]
+    if kept.shape[1] == 0:
         raise StatesError("the base weight is all zero: it has no singular vectors to compare with")
-    return int((np.abs(old.T @ new[:, :k]).max(axis=0) < threshold).sum())
+    return kept
+
+
+def intruders(base_vectors: Array, tuned: Array, k: int = 10, threshold: float = 0.5) -> int:
+    """`intruder_dimensions` from the base's left singular vectors; only the top k of the tuned weight are computed."""
+    v = np.asarray(tuned, dtype=np.float64)
+    top = min(k, *v.shape)
+    _, vectors = eigh(v @ v.T, subset_by_index=(v.shape[0] - top, v.shape[0] - 1))
+    return int((np.abs(base_vectors.T @ vectors).max(axis=0) < threshold).sum())
 
 
 @dataclass(frozen=True)
