@@ -1,0 +1,188 @@
+"""What a user sees: progress on stderr, tables on stdout."""
+
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tunescope.run.selection import Chosen
+from tunescope.run.state import STATUSES, States, StepState
+from tunescope.study.plan import Step
+
+Mode = Literal["auto", "live", "plain", "none"]
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, notes and errors. Data go to stdout by `print`."""
+MARK = {"done": "✓", "failed": "✗", "blocked": "–"}
+COLOUR = {"done": "green", "running": "cyan", "stale": "yellow", "todo": "white", "failed": "red", "blocked": "magenta"}
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def remaining_s(states: States, running: Mapping[str, float], ids: Iterable[str], slots: int, now: float) -> float | None:
+    """Seconds to the end, from medians of finished steps of the same kind, task and role; None while a kind has no finished step."""
+    total = 0.0
+    for step_id in ids:
+        state = states[step_id]
+        if state.status in ("done", "failed", "blocked"):
+            continue
+        median = _median(states, state.step)
+        if median is None:
+            return None
+        total += max(0.0, median - (now - running[step_id] if step_id in running else 0.0))
+    return total / slots
+
+
+def _median(states: States, step: Step) -> float | None:
+    """Median seconds of the most similar finished steps."""
+    times = [(s.step, s.finished.result["wall_s"]) for s in states.values() if s.finished and s.step.kind == step.kind]
+    alike = [t for other, t in times if (other.task, other.role) == (step.task, step.role)] or [t for _, t in times]
+    return statistics.median(alike) if alike else None
+
+
+class PlainDisplay:
+    """One line per started and finished step; good for logs."""
+
+    def __init__(self, chosen: Chosen, states: States):
+        self._ids = chosen.run
+        self._done = sum(states[i].status == "done" for i in chosen.run)
+
+    def started(self, step: Step) -> None:
+        talk.print(f"{_clock()} started  {step.id}", markup=False)
+
+    def finished(self, state: StepState, seconds: float) -> None:
+        if state.status == "done":
+            self._done += 1
+        word = {"done": "done    ", "failed": "FAILED  ", "blocked": "BLOCKED "}[state.status]
+        count = f"[{self._done}/{len(self._ids)}]"
+        talk.print(f"{_clock()} {word} {state.step.id}  {duration(seconds)}  {count}{_reason(state)}", markup=False)
+
+    def note(self, text: str) -> None:
+        talk.print(f"{_clock()} note     {text}", markup=False)
+
+    def update(self, states: States, running: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class NoDisplay(PlainDisplay):
+    """Silent but for failures and notes."""
+
+    def started(self, step: Step) -> None:
+        pass
+
+    def finished(self, state: StepState, seconds: float) -> None:
+        if state.status != "done":
+            super().finished(state, seconds)
+
+
+class LiveDisplay(PlainDisplay):
+    """A bar over all steps and a line per running one, redrawn in place; failures and notes scroll above it."""
+
+    def __init__(self, chosen: Chosen, states: States, slots: int):
+        super().__init__(chosen, states)
+        self._slots, self._states, self._running = slots, states, dict[str, float]()
+        self._live = Live(self._picture(), console=talk, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def started(self, step: Step) -> None:
+        pass
+
+    def finished(self, state: StepState, seconds: float) -> None:
+        mark = MARK[state.status]
+        style = COLOUR[state.status]
+        talk.print(Text(f"{mark} {state.step.id}  {duration(seconds)}{_reason(state)}", style=style))
+
+    def note(self, text: str) -> None:
+        talk.print(Text(f"· {text}", style="dim"))
+
+    def update(self, states: States, running: dict[str, float]) -> None:
+        self._states, self._running = states, running
+        self._live.update(self._picture())
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _picture(self) -> Group:
+        done = sum(self._states[i].status in ("done", "failed", "blocked") for i in self._ids)
+        left = remaining_s(self._states, self._running, self._ids, self._slots, time.monotonic())
+        head = Table.grid(padding=(0, 1))
+        eta = "about " + duration(left) + " left" if left is not None else "time left: known after the first step of each kind"
+        head.add_row(ProgressBar(total=max(1, len(self._ids)), completed=done, width=30), f"{done}/{len(self._ids)} steps", eta)
+        rows = Table.grid(padding=(0, 2))
+        for step_id, since in self._running.items():
+            rows.add_row("  " + step_id, duration(time.monotonic() - since), _progress(self._states[step_id]))
+        return Group(head, rows)
+
+
+def _progress(state: StepState) -> str:
+    lease = state.lease
+    if lease is None:
+        return "starting"
+    share = f"{lease.done}/{lease.total} " if lease.total else ""
+    return share + lease.text
+
+
+def open_display(mode: Mode, chosen: Chosen, states: States, slots: int) -> PlainDisplay:
+    """The display of a run; `auto` is live on a terminal and plain elsewhere."""
+    if mode == "none":
+        return NoDisplay(chosen, states)
+    if mode == "live" or (mode == "auto" and talk.is_terminal):
+        return LiveDisplay(chosen, states, slots)
+    return PlainDisplay(chosen, states)
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def _reason(state: StepState) -> str:
+    return f"  {state.why}" if state.status != "done" and state.why else ""
+
+
+def counts(states: Iterable[StepState]) -> str:
+    """`12 done · 1 failed`."""
+    found = Counter(s.status for s in states)
+    return " · ".join(f"{found[s]} {s}" for s in STATUSES if found[s]) or "no steps"
+
+
+def status_lines(states: States, ids: Iterable[str]) -> list[str]:
+    """One line per step that is not done, then red flags of finished ones, then the counts."""
+    chosen = [states[i] for i in states if i in set(ids)]
+    rows = [f"{s.status:<8}{s.step.id}{'  ' + _status_detail(s) if _status_detail(s) else ''}" for s in chosen if s.status != "done"]
+    flags = [f"flag    {s.step.id}  {note}" for s in chosen if s.finished for note in s.finished.result["notes"]]
+    return [*rows, *flags, counts(chosen)]
+
+
+def _status_detail(state: StepState) -> str:
+    return f"{state.why}  {_progress(state)}" if state.status == "running" else state.why
+
+
+def tail(lines: Sequence[str], n: int) -> list[str]:
+    """The last n lines, saying how many were left out."""
+    return [f"… {len(lines) - n} lines before", *lines[-n:]] if len(lines) > n else list(lines)
+
+
+def error_lines(text: str) -> None:
+    """Print an error to stderr, one problem a line."""
+    lines = text.splitlines() or [text]
+    print(f"error: {lines[0]}", file=sys.stderr)
+    for line in lines[1:]:
+        print(f"       {line}", file=sys.stderr)

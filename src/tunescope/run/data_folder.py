@@ -1,0 +1,51 @@
+"""Whether prepared data are still the bytes that finished data steps left."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tunescope.errors import PrerequisiteError
+from tunescope.records import FinishedStep
+from tunescope.study.plan import Plan, Step
+
+from .store import Store
+
+
+class DataFolder:
+    """`execution.paths.data`, as data steps see it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._verified: dict[str, tuple[float, str]] = {}
+        """Task -> (time its data step finished, digest of the bytes found now)."""
+
+    def verify(self, plan: Plan, store: Store, step_ids: Iterable[str]) -> None:
+        """Hash the data of every finished data step among `step_ids`.
+
+        Raises:
+            PrerequisiteError: names every file that changed; changed data are never prepared again silently.
+        """
+        from tunescope.data.manifest import verify
+
+        problems = []
+        for step_id in sorted(step_ids):
+            step, (result, _) = plan[step_id], store.result(step_id)
+            if step.kind != "data" or result is None or not self._folder(step).is_dir():
+                continue
+            try:
+                self._verified[str(step.task)] = result.result["finished"], verify(self.path, str(step.task))
+            except PrerequisiteError as error:
+                problems.append(str(error))
+        if problems:
+            raise PrerequisiteError("\n".join(problems))
+
+    def check(self, step: Step, finished: FinishedStep) -> str:
+        """Why a finished data step must run again; "" when it need not."""
+        if not self._folder(step).is_dir():
+            return f"its data folder {self._folder(step)} is missing"
+        since, digest = self._verified.get(str(step.task), (None, None))
+        if since == finished.result["finished"] and digest != finished.outputs.get("data_sha256"):
+            return f"{self._folder(step)} holds another preparation of the data"
+        return ""
+
+    def _folder(self, step: Step) -> Path:
+        return self.path / str(step.task)

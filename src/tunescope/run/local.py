@@ -1,0 +1,188 @@
+"""Executor for one machine: a fresh process per step, forked from a server that has the heavy imports loaded (CPU), or started plainly."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from tunescope.study.schema import Kind
+
+from .environment import environment, worker_environment
+from .lease import Process
+from .worker import child_main
+
+PRELOAD = (
+    "tunescope.cli", "tunescope.run.provenance", "tunescope.tracking", "numpy", "pandas", "torch", "transformers.trainer", "peft",
+    "wandb", "tunescope.data.prepare", "tunescope.train.finetune", "tunescope.train.baselines", "tunescope.drift.drift_analysis",
+    "tunescope.analysis.correlate",
+)  # fmt: skip
+"""Loaded once in the fork server: 8 to 10 s of imports that each step would pay otherwise. A module that is missing is skipped."""
+PLAIN_START: frozenset[Kind] = frozenset({"serve"})
+"""Kinds that are always started plainly: an inference engine starts processes and threads of its own."""
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker that has ended; a negative code is the signal that killed it."""
+
+    step_id: str
+    code: int
+
+
+class Executor(Protocol):
+    """Where steps run. Knows nothing of plans and results."""
+
+    @property
+    def capacity(self) -> int:
+        """Steps that may run at once."""
+        ...
+
+    def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
+        """Start the worker of a prepared folder."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[Ended]:
+        """Workers that ended since the last call; waits up to `timeout_s` for one."""
+        ...
+
+    def cancel(self, step_id: str) -> None:
+        """Kill a worker and its children; `poll` reports it."""
+        ...
+
+    def close(self) -> None:
+        """End every worker and wait for it."""
+        ...
+
+
+class LocalExecutor:
+    """Runs workers as child processes.
+
+    Args:
+        jobs: steps at once.
+        threads: threads of each worker.
+        device: `cpu` or `cuda`; with CUDA workers are started plainly, because a forked process cannot use CUDA safely.
+        gpus: names for CUDA_VISIBLE_DEVICES, dealt to slots in turn.
+        context: how CPU workers are forked.
+        log: file for what the fork server prints while it imports.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        threads: int,
+        device: str,
+        gpus: Sequence[str] = (),
+        context: BaseContext | None = None,
+        log: Path | None = None,
+    ):
+        self._jobs, self._threads, self._device, self._gpus, self._log = jobs, threads, device, list(gpus), log
+        self._context = context or multiprocessing.get_context("forkserver")
+        self._driver = Process.current()
+        self._workers: dict[str, tuple[int, subprocess.Popen[bytes] | BaseProcess]] = {}
+        self._server_started = False
+
+    @property
+    def capacity(self) -> int:
+        return self._jobs
+
+    def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
+        slot = min(set(range(self._jobs)) - {s for s, _ in self._workers.values()})
+        plain = self._device == "cuda" or kind in PLAIN_START
+        self._workers[step_id] = slot, self._plain(folder, slot) if plain else self._forked(folder)
+
+    def _plain(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        variables = worker_environment(self._threads, self._device, gpu)
+        command = [sys.executable, "-m", "tunescope", "run-step", str(folder), "--driver", str(self._driver)]
+        with (folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                command, env={**os.environ, **variables}, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def _forked(self, folder: Path) -> BaseProcess:
+        self._start_server()
+        worker = self._context.Process(target=child_main, args=(folder, self._driver))  # type: ignore[attr-defined]
+        worker.start()
+        return worker
+
+    def _start_server(self) -> None:
+        """Start the fork server with the workers' environment; its children inherit it."""
+        if self._server_started or self._context.get_start_method() != "forkserver":
+            return
+        self._context.set_forkserver_preload(list(PRELOAD))
+        with environment(worker_environment(self._threads, self._device)), _output_to(self._log):
+            multiprocessing.forkserver.ensure_running()
+        self._server_started = True
+
+    def poll(self, timeout_s: float) -> list[Ended]:
+        limit = time.monotonic() + timeout_s
+        while True:
+            ended = [Ended(i, code) for i, (_, w) in self._workers.items() if (code := _exit_code(w)) is not None]
+            if ended or time.monotonic() >= limit:
+                break
+            time.sleep(0.05)
+        for item in ended:
+            _, worker = self._workers.pop(item.step_id)
+            if item.code != 0:
+                _signal(worker, signal.SIGKILL)  # children that a dying worker left behind, and a worker whose fork server died
+        return ended
+
+    def cancel(self, step_id: str) -> None:
+        _signal(self._workers[step_id][1], signal.SIGKILL)
+
+    def close(self) -> None:
+        for _, worker in self._workers.values():
+            _signal(worker, signal.SIGTERM)
+        limit = time.monotonic() + GRACE_S
+        for _, worker in self._workers.values():
+            while _exit_code(worker) is None and time.monotonic() < limit:
+                time.sleep(0.05)
+            _signal(worker, signal.SIGKILL)
+        self._workers.clear()
+
+
+def _exit_code(worker: subprocess.Popen[bytes] | BaseProcess) -> int | None:
+    return worker.poll() if isinstance(worker, subprocess.Popen) else worker.exitcode
+
+
+def _signal(worker: subprocess.Popen[bytes] | BaseProcess, number: int) -> None:
+    """Signal a worker's whole session; before it has one, the worker alone."""
+    assert worker.pid is not None
+    try:
+        os.killpg(worker.pid, number)
+    except ProcessLookupError:
+        if _exit_code(worker) is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, number)
+
+
+@contextlib.contextmanager
+def _output_to(path: Path | None) -> Iterator[None]:
+    """Point file descriptors 1 and 2 to a file while a process is started, so that its warnings do not tear the display."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        for source, target in zip(saved, (1, 2), strict=True):
+            os.dup2(source, target)
+            os.close(source)

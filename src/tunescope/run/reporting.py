@@ -1,0 +1,77 @@
+"""Statistics and report from whatever is finished: always recomputed, unless the last report was built from the very same results."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunescope import __version__
+from tunescope.study.identity import canonical, fingerprint
+from tunescope.study.plan import Plan
+from tunescope.study.schema import StudyFile
+
+from .files import read_json, sha256_file, write_json, write_text
+from .state import States
+from .store import Store
+
+
+def built_from(study_file: StudyFile, store: Store, states: States) -> str:
+    """Digest of everything a report depends on: results (timings too), what is missing and why, the study, the version."""
+    results = {i: sha256_file(store.folder(i) / "result.json") for i, s in states.items() if s.finished}
+    missing = {i: [s.status, s.why] for i, s in states.items() if not s.finished}
+    return fingerprint({"results": results, "missing": missing, "study": canonical(study_file.study), "version": __version__})
+
+
+def current_report(study_file: StudyFile, store: Store, states: States) -> Path | None:
+    """The report, when it was built from the results as they are now."""
+    path, mark = store.root / "results" / "report.html", read_json(store.root / "results" / "built_from.json")
+    return path if path.exists() and mark and mark.get("digest") == built_from(study_file, store, states) else None
+
+
+def build_report(study_file: StudyFile, plan: Plan, store: Store, states: States) -> Path:
+    """Compute statistics and write results, figures and the report.
+
+    Returns:
+        Path of report.html.
+    """
+    from tunescope.analysis.findings import Missing
+    from tunescope.analysis.frames import collect
+    from tunescope.analysis.statistical_analysis import analyse
+    from tunescope.report.publish import publish
+
+    started = time.time()
+    mark = built_from(study_file, store, states)
+    missing = [Missing(step=i, state=s.status, why=s.why) for i, s in states.items() if not s.finished]
+    frames = collect(store.root, study_file.study, planned=plan.steps, missing=missing)
+    findings = analyse(frames, study_file.study, missing, now=datetime.now(UTC).isoformat(timespec="seconds"))
+    path = publish(findings, frames, store.root, study_file.study, study_file.execution)
+    write_json(store.root / "results" / "built_from.json", {"digest": mark, "seconds": time.time() - started})
+    return path
+
+
+def write_study(study_file: StudyFile, plan: Plan, store: Store) -> None:
+    """Keep the resolved study and its plan beside the results (written only when they change)."""
+    text = yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    rows = plan_rows(plan)
+    if not _same_text(store.root / "study.yaml", text):
+        write_text(store.root / "study.yaml", text)
+    if read_json(store.root / "plan.json") != {"steps": rows}:
+        write_json(store.root / "plan.json", {"steps": rows})
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """The plan as JSON rows."""
+    return [
+        {
+            "id": s.id, "kind": s.kind, "phase": s.phase, "machine": s.machine, "task": s.task, "method": s.method,
+            "role": s.role, "seed": s.seed,
+            "needs": list(s.needs), "selects_from": list(s.selects_from),
+        }
+        for s in plan.steps
+    ]  # fmt: skip
+
+
+def _same_text(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text

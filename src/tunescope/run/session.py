@@ -1,0 +1,81 @@
+"""A study opened for work: its file, plan and store, with the choices that its execution half makes."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tunescope.study.load import load_study
+from tunescope.study.plan import Plan, build_plan
+from tunescope.study.schema import Execution, StudyFile
+
+from .data_folder import DataFolder
+from .driver import Display, Driver, Policy
+from .environment import choose_device, cores, visible_gpus
+from .local import LocalExecutor
+from .reporting import write_study
+from .selection import Chosen
+from .state import StepState, survey
+from .store import Launch, Store
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every verb that reads or changes a study starts from."""
+
+    file: StudyFile
+    plan: Plan
+    store: Store
+    data: DataFolder
+
+    @classmethod
+    def open(cls, study: str, overrides: Sequence[str] = ()) -> "Session":
+        """Load a study and find its store.
+
+        Raises:
+            StudyError: the file or an override is wrong.
+        """
+        file = load_study(study, overrides)
+        plan = build_plan(file.study, file.execution.placement)
+        paths = file.execution.paths
+        return cls(file, plan, Store(Path(paths.runs) / file.study.name), DataFolder(Path(paths.data)))
+
+    @property
+    def execution(self) -> Execution:
+        return self.file.execution
+
+    def states(self) -> dict[str, StepState]:
+        """Every step's state, from the files as they are."""
+        return survey(self.plan, self.store, self.data.check)
+
+    def launch(self) -> Launch:
+        """How this machine runs a step."""
+        execution = self.execution
+        return Launch(
+            data_dir=execution.paths.data, files_dir=execution.paths.files, device=self.device, threads=execution.threads,
+            tracking=execution.tracking, arguments=sys.argv,
+        )  # fmt: skip
+
+    @cached_property
+    def device(self) -> str:
+        """`cpu` or `cuda` for this machine."""
+        return choose_device(self.execution.device)
+
+    def slots(self, jobs: int | None = None) -> int:
+        """Steps at once: as asked, or one per GPU, or as many as the cores carry."""
+        gpus = visible_gpus() if self.device == "cuda" else []
+        return jobs or self.execution.jobs or len(gpus) or max(1, cores() // self.execution.threads)
+
+    def run(self, chosen: Chosen, display: Display, policy: Policy, slots: int) -> dict[str, StepState]:
+        """Run the chosen steps to their end; a finished one is never run again.
+
+        Raises:
+            PrerequisiteError: prepared data changed, or the device is not there.
+        """
+        self.data.verify(self.plan, self.store, chosen.needed)
+        write_study(self.file, self.plan, self.store)
+        gpus = visible_gpus() if self.device == "cuda" else []
+        executor = LocalExecutor(slots, self.execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
+        driver = Driver(self.plan, self.store, executor, chosen, self.launch(), display, self.data.check, policy)
+        return driver.run()
