@@ -20,7 +20,7 @@ NOISE_MEASURES = ("cka_drift_debiased", "cka_drift_plain", "cosine_raw", "relati
 
 def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
     """Probe the untuned model: `probe/base.safetensors`, `noise.parquet` (base against base) and `activations.parquet`."""
-    path = resolve_model(inputs.model)
+    path = resolve_model(inputs.model, runs_dir_of(ctx.folder))
     model = load_model(path, dtype=torch.float32, device=ctx.device)
     examples = load_examples(ctx.data_dir, inputs.task, "probe")
     probe = Probe(inputs.task, examples, load_tokenizer(path), inputs.max_length, inputs.drift, ctx.device)
@@ -46,6 +46,11 @@ def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
     return StepResult(
         metrics=metrics, outputs=outputs, content=["probe/base.safetensors", "noise.parquet", "activations.parquet"]
     )
+
+
+def runs_dir_of(folder: Path) -> Path | None:
+    """The folder that holds the study's steps, where the model lock lives; None outside a store."""
+    return next((p.parent for p in folder.parents if p.name == "steps"), None)
 
 
 def _noise(probe: Probe, model: torch.nn.Module, base: ProbeStates, ctx: StepContext) -> Iterator[pd.DataFrame]:

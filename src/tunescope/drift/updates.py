@@ -11,6 +11,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from tunescope.drift.gram import Array
+from tunescope.drift.noise import runs_dir_of
 from tunescope.drift.runs import DriftRun
 from tunescope.drift.weights import effective_rank, intruders, left_vectors, lora_update, relative_update_norm, stable_rank
 from tunescope.errors import PrerequisiteError
@@ -53,7 +54,8 @@ def weight_updates(
         if not (lora / "adapter_config.json").is_file() or not full.is_dir():
             continue
         try:
-            base = Weights(resolve_model(ModelSpec.model_validate(candidate[seed].step.inputs["model"])))
+            spec = ModelSpec.model_validate(candidate[seed].step.inputs["model"])
+            base = Weights(resolve_model(spec, runs_dir_of(candidate[seed].step.folder)))
             rows = list(_rows(candidate[seed], reference[seed], base, Weights(lora), Weights(full), progress))
         except PrerequisiteError as error:
             notes.append(f"weight updates left out: {error}")
