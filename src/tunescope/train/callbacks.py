@@ -42,7 +42,7 @@ class FlowCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.best_global_step:  # the folder may have moved since
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # A checkpoint is always a log point: the Trainer's running loss since the last log is not part of a checkpoint.
@@ -57,7 +57,7 @@ class FlowCallback(TrainerCallback):
         control.should_save = control.should_save or stale == 0 or control.should_training_stop
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         best, ended = state.best_global_step, control.should_training_stop
         seal(folder, self.records, step=state.global_step, best_step=best, finished=ended)
 

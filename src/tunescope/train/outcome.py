@@ -128,12 +128,11 @@ def _save(run: Run, model: Any) -> list[str]:
 
 def _training_metrics(state: TrainerState, best: int) -> list[Metric]:
     logs = [row for row in state.log_history if "loss" in row]
-    steps = sum(row["steps"] for row in logs)
-    nats = {"unit": "nats/token", "higher_is_better": False}
+    steps = int(sum(row["steps"] for row in logs))
+    losses = [("selection_loss", "selection", min(selection_losses(state)))]
+    losses += [("train_loss_first", "train", logs[0]["loss"]), ("train_loss_last", "train", logs[-1]["loss"])]
     return [
-        Metric(name="selection_loss", value=min(selection_losses(state)), split="selection", **nats),
-        Metric(name="train_loss_first", value=logs[0]["loss"], split="train", **nats),
-        Metric(name="train_loss_last", value=logs[-1]["loss"], split="train", **nats),
+        *(Metric(name=n, value=v, unit="nats/token", split=s, higher_is_better=False) for n, s, v in losses),
         Metric(name="clipped_share", value=sum(row["clipped_steps"] for row in logs) / steps, unit="fraction", n=steps),
         Metric(name="steps_run", value=state.global_step, unit="steps"),
         Metric(name="best_step", value=best, unit="steps"),
@@ -236,7 +235,7 @@ def flops_per_token(run: Run, model: Any, trainable: int, total: int) -> float:
 
     N counts the base weights of the decoder layers.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     adapted = run.inputs.method_spec.adapter is not None
     layers = sum(p.numel() for p in decoder_layers(base).parameters() if adapted is False or not p.requires_grad)
     head = base.get_output_embeddings().weight.numel()

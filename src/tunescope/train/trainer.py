@@ -56,7 +56,8 @@ def set_storage(model: nn.Module, precision: Precision) -> None:
                 parameter.data = parameter.data.bfloat16()
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # autocast does it; PEFT's own casts cost kernels at every adapted layer
+                layer: Any = module
+                layer.cast_input_dtype_enabled = False  # autocast does it; PEFT's own casts cost kernels at every adapted layer
 
 
 @contextmanager
@@ -142,10 +143,11 @@ class CompletionTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Selection loss only; task metrics are taken once, at the end."""
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         with self.precision.context():
             size = self.args.per_device_eval_batch_size
-            loss = selection_loss(self.model, self.selection_rows, self.pad_id, size, str(self.args.device))
+            loss = selection_loss(model, self.selection_rows, self.pad_id, size, str(self.args.device))
         if not torch.isfinite(torch.tensor(loss)):
             raise StepError(f"selection loss is {loss} at step {self.state.global_step}: lower the learning rate of this method")
         metrics = {"eval_loss": loss}
