@@ -345,15 +345,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
         return 130
     return 0
-
-
-def door(arguments: Sequence[str], *fixed: str) -> int:
-    """`tunescope run` for the scripts in experiments/: `--study FILE` and any further option of `run`."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        description=f"tunescope run STUDY {' '.join(fixed)}; further options are those of `tunescope run`.", add_help=True
-    )
-    parser.add_argument("--study", default="studies/lora_vs_full.yaml")
-    known, rest = parser.parse_known_args(list(arguments))
-    return main(["run", known.study, *fixed, *rest])

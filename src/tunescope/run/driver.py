@@ -67,8 +67,8 @@ class Driver:
                 contended = self._start_ready(states)
                 if not self.started and not contended and not self._elsewhere(states):
                     return states
-                ended = self.executor.poll(0.25)
                 self._end_overdue()
+                ended = self.executor.poll(0.25)
                 if ended or contended or self.clock() - looked > LOOK_S:
                     states, looked = self._settle(ended), self.clock()
                 self.display.update(states, self.started)

@@ -24,6 +24,7 @@ def worker_environment(threads: int, device: str, gpu: int | str | None = None) 
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "MPLBACKEND": "Agg",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow would start a thread on import, before the fork
     }
     if device == "cpu":
         values["CUDA_VISIBLE_DEVICES"] = ""

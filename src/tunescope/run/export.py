@@ -1,0 +1,62 @@
+"""Write what training kept as plain Hugging Face folders."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tunescope.errors import PrerequisiteError, StudyError
+from tunescope.study.inputs import TrainInputs
+
+from .files import read_json
+from .selection import Selection, select
+from .session import Session
+
+
+def export_models(session: Session, out: Path, only: Sequence[str] = (), *, merged: bool = False) -> Iterator[Path]:
+    """Copy the adapters and models of finished final runs to `<out>/<task>-<method>-seed-<n>`, merged adapters beside with `-merged`.
+
+    Yields:
+        Each folder written.
+
+    Raises:
+        PrerequisiteError: no finished final run among the chosen steps, or a target that exists.
+    """
+    chosen = select(session.plan, Selection(kinds=("train",), only=only))
+    steps = [s for s in session.plan.steps if s.id in chosen.named and s.role == "final"]
+    if not steps:
+        raise StudyError("export writes final training runs; the chosen steps have none")
+    found = [s for s in steps if session.store.result(s.id)[0]]
+    if not found:
+        raise PrerequisiteError(f"none of the {len(steps)} final runs is finished in {session.store.root}; run the study first")
+    for step in found:
+        source = session.store.folder(step.id)
+        kept = next((source / name for name in ("adapter", "model") if (source / name).is_dir()), None)
+        if kept is None:
+            raise PrerequisiteError(f"{source}: holds neither adapter/ nor model/")
+        target = out / f"{step.task}-{step.method}-seed-{step.seed}"
+        yield _copy(kept, target)
+        if merged and kept.name == "adapter":
+            yield _merge(session, step.inputs, kept, target.with_name(target.name + "-merged"))
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if target.exists():
+        raise PrerequisiteError(f"{target} exists; export to another folder, or delete it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
+    return target
+
+
+def _merge(session: Session, inputs: object, adapter: Path, target: Path) -> Path:
+    from tunescope.models.loading import resolve_model
+    from tunescope.models.lora_utils import merge_adapter
+
+    if target.exists():
+        raise PrerequisiteError(f"{target} exists; export to another folder, or delete it first")
+    if not (config := read_json(adapter / "adapter_config.json")) or config.get("peft_type") is None:
+        raise PrerequisiteError(f"{adapter}: no readable adapter_config.json")
+    assert isinstance(inputs, TrainInputs)
+    return merge_adapter(resolve_model(inputs.model, session.store.root), adapter, target)

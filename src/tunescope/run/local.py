@@ -139,7 +139,8 @@ class LocalExecutor:
         return ended
 
     def cancel(self, step_id: str) -> None:
-        _signal(self._workers[step_id][1], signal.SIGKILL)
+        if step_id in self._workers:
+            _signal(self._workers[step_id][1], signal.SIGKILL)
 
     def close(self) -> None:
         for _, worker in self._workers.values():

@@ -3,7 +3,7 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +15,10 @@ from tunescope.study.schema import StudyFile
 from .files import read_json, sha256_file, write_json, write_text
 from .state import States
 from .store import Store
+
+if TYPE_CHECKING:
+    from tunescope.analysis.findings import Findings
+    from tunescope.analysis.frames import Frames
 
 
 def built_from(study_file: StudyFile, store: Store, states: States) -> str:
@@ -30,22 +34,32 @@ def current_report(study_file: StudyFile, store: Store, states: States) -> Path 
     return path if path.exists() and mark and mark.get("digest") == built_from(study_file, store, states) else None
 
 
+def find(study_file: StudyFile, plan: Plan, store: Store, states: States, now: str) -> tuple["Frames", "Findings"]:
+    """Read every finished step and compute the statistics.
+
+    Args:
+        now: the time that the findings carry.
+    """
+    from tunescope.analysis.findings import Missing
+    from tunescope.analysis.frames import collect
+    from tunescope.analysis.statistical_analysis import analyse
+
+    missing = [Missing(step=i, state=s.status, why=s.why) for i, s in states.items() if not s.finished]
+    frames = collect(store.root, study_file.study, planned=plan.steps, missing=missing)
+    return frames, analyse(frames, study_file.study, missing, now=now)
+
+
 def build_report(study_file: StudyFile, plan: Plan, store: Store, states: States) -> Path:
     """Compute statistics and write results, figures and the report.
 
     Returns:
         Path of report.html.
     """
-    from tunescope.analysis.findings import Missing
-    from tunescope.analysis.frames import collect
-    from tunescope.analysis.statistical_analysis import analyse
     from tunescope.report.publish import publish
 
     started = time.time()
     mark = built_from(study_file, store, states)
-    missing = [Missing(step=i, state=s.status, why=s.why) for i, s in states.items() if not s.finished]
-    frames = collect(store.root, study_file.study, planned=plan.steps, missing=missing)
-    findings = analyse(frames, study_file.study, missing, now=datetime.now(UTC).isoformat(timespec="seconds"))
+    frames, findings = find(study_file, plan, store, states, now=datetime.now(UTC).isoformat(timespec="seconds"))
     path = publish(findings, frames, store.root, study_file.study, study_file.execution)
     write_json(store.root / "results" / "built_from.json", {"digest": mark, "seconds": time.time() - started})
     return path

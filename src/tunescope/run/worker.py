@@ -104,7 +104,7 @@ def _call(store: Store, record: StepRecord, heartbeat: Heartbeat) -> StepResult:
             files_dir=Path(record.launch.files_dir) if record.launch.files_dir else None,
         )
         result = function(inputs, context)  # type: ignore[arg-type]
-        tracker.summary({f"{m.split or 'all'}/{m.name}": m.value for m in [*result.metrics, *result.resources]})
+        tracker.summary({f"{m.split}/{m.name}" if m.split else m.name: m.value for m in [*result.metrics, *result.resources]})
     return result
 
 

@@ -1,0 +1,237 @@
+"""The command line: exit codes, what goes where, what is imported, and every door."""
+
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fake_steps
+from tunescope import doors, steps
+from tunescope.cli import main
+from tunescope.run import reporting
+from tunescope.run.files import write_json
+from tunescope.run.store import Store
+from tunescope.study.schema import KINDS
+
+REPO = Path(__file__).parents[2]
+SMALL = ["--set", "serving=null", "--set", "execution.retries=0"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capfd):
+    """Runs a command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Fake steps in this process, and a report that is one line of text."""
+    monkeypatch.setattr(steps, "FUNCTIONS", dict(steps.FUNCTIONS))
+    monkeypatch.setitem(sys.modules, "tunescope.tracking", sys)
+    fake_steps.install()
+    monkeypatch.setattr("tunescope.run.session.LocalExecutor", lambda *a, **k: fake_steps.Inline())
+    built: list[str] = []
+
+    def build_report(study_file, plan, store, states) -> Path:
+        path = store.root / "results" / "report.html"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("report")
+        write_json(path.with_name("built_from.json"), {"digest": reporting.built_from(study_file, store, states)})
+        built.append(study_file.study.name)
+        return path
+
+    monkeypatch.setattr(reporting, "build_report", build_report)
+    return built
+
+
+def test_reading_verbs_import_nothing_heavy_and_are_quick(tmp_path):
+    code = (
+        "import sys\nfrom tunescope.cli import main\ncode = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'pandas', 'scipy', 'numpy', 'transformers', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), code)"
+    )
+    for arguments in (["--help"], ["plan", "quickstart"], ["status", "quickstart"], ["schema"], ["show", "quickstart", "serve"]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.stdout.splitlines()[-1] == "HEAVY [] 0", (arguments, done.stdout[-300:], done.stderr)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["plan", "quikstart"], "did you mean 'quickstart'?"),
+        (["plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["plan", "quickstart", "--set", "training.max_stepz=3"], "did you mean 'max_steps'?"),
+        (["run", "quickstart", "--kind", "trian"], "did you mean 'train'?"),
+        (["show", "quickstart", "drift/sst"], "did you mean 'drift/sst2'?"),
+        (["run", "quickstart", "--jobs", "0"], "--jobs"),
+        (["run"], "STUDY"),
+        (["fly"], "fly"),
+    ],
+)
+def test_wrong_usage_is_exit_2_on_stderr(cli, arguments, expected):
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert expected in re.sub(r"[│\s]+", " ", err)
+
+
+def test_all_problems_of_a_command_line_at_once(cli):
+    code, _, err = cli("run", "quickstart", "--kind", "x", "--task", "y", "--seed", "7")
+    assert code == 2 and all(option in err for option in ("--kind x", "--task y", "--seed 7"))
+
+
+def test_missing_things_are_exit_3(cli):
+    code, _, err = cli("report", "quickstart")
+    assert code == 3 and "run the study first" in err
+    assert cli("validate", "quickstart")[0] == 3
+    assert cli("export", "quickstart", "out")[0] == 3
+    assert cli("run-step", "nowhere")[0] == 3
+    code, _, err = cli("run", "quickstart", "--set", "execution.device=cuda")
+    assert code == 3 and "execution.device" in err
+
+
+def test_init_writes_a_study_once(cli, tmp_path):
+    assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
+    assert (tmp_path / "mine.yaml").read_text() == (REPO / "studies" / "pilot.yaml").read_text()
+    assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
+    assert cli("plan", "mine.yaml")[0] == 0
+
+
+def test_json_verbs(cli):
+    plan = json.loads(cli("plan", "quickstart", "--json")[1])
+    assert {row["kind"] for row in plan["steps"]} == set(KINDS)
+    status = json.loads(cli("status", "quickstart", "--json")[1])
+    assert [row["status"] for row in status["steps"]] == ["todo"] * len(plan["steps"])
+    assert json.loads(cli("schema")[1])["title"] == "StudyFile"
+    assert json.loads(cli("env", "--json")[1])["packages"]["torch"]
+    shown = json.loads(cli("show", "quickstart", "serve", "--json")[1])
+    assert shown["status"] == "todo" and shown["command"] == "tunescope run quickstart --only serve"
+
+
+def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):
+    code, out, err = cli("run", "quickstart", "--display", "plain", *SMALL)
+    assert code == 0, err
+    assert out == "report: runs/quickstart/results/report.html\n"
+    assert err.count(" started  ") == err.count(" done     ") == 57
+    assert len(faked) == 1
+    code, out, err = cli("run", "quickstart", "--display", "plain", *SMALL)
+    assert (code, out) == (0, "report: runs/quickstart/results/report.html\n")
+    assert "nothing to run" in err and "report is current" in err
+    assert len(faked) == 1
+
+
+def test_a_changed_title_or_a_lost_report_is_reported_again(cli, faked, tmp_path):
+    cli("run", "quickstart", *SMALL)
+    cli("run", "quickstart", *SMALL, "--set", "title=Another")
+    assert len(faked) == 2
+    (tmp_path / "runs/quickstart/results/report.html").unlink()
+    cli("run", "quickstart", *SMALL, "--set", "title=Another")
+    assert len(faked) == 3
+
+
+def test_partial_runs_write_no_report_and_phase_2b_does(cli, faked):
+    code, out, _ = cli("run", "quickstart", "--phase", "1", *SMALL)
+    assert (code, out, faked) == (0, "", [])
+    assert cli("run", "quickstart", "--phase", "2b", *SMALL)[1].startswith("report: ")
+
+
+def test_needs_of_another_machine_are_named(cli, faked):
+    code, _, err = cli("run", "lora_vs_full", "--phase", "2a", "--machine", "vm1", *SMALL)
+    assert code == 1
+    assert "phase 1 on vm1, phase 1 on vm3" in err and "copy its folders" in err
+
+
+def test_a_failed_step_is_exit_1_and_shown(cli, faked, tmp_path):
+    fake_steps.control(tmp_path / "data" / "quickstart", trouble={"baseline/rte": "bug"})
+    code, out, err = cli("run", "quickstart", "--display", "none", *SMALL)
+    assert code == 1 and "report: " in out and "baseline/rte" in err and "ZeroDivisionError" in err
+    out = cli("status", "quickstart", *SMALL)[1]
+    assert "failed  baseline/rte" in out and "56 done · 1 failed" in out and "flag    drift/rte  flag of drift/rte" in out
+    shown = cli("show", "quickstart", "baseline/rte", *SMALL)[1]
+    assert "Traceback" in shown and "--only baseline/rte --retry-failed --set serving=null" in shown
+
+
+def test_clean_asks_and_removes_the_attic(cli, faked, tmp_path):
+    cli("run", "quickstart", "--only", "base-probe/rte", *SMALL)
+    cli("run", "quickstart", "--only", "base-probe/rte", *SMALL, "--set", "drift.every=7")
+    attic = tmp_path / "runs" / "quickstart" / "attic"
+    assert attic.exists()
+    assert cli("clean", "quickstart", "--yes")[1] == "removed 1 folders\n"
+    assert not attic.exists() and (tmp_path / "runs/quickstart/steps/base-probe/rte/result.json").exists()
+    assert cli("clean", "quickstart", "--yes")[0] == 0
+
+
+def test_checkpoints_are_cleaned_without_undoing_the_step(cli, faked, tmp_path):
+    cli("run", "quickstart", "--only", "base-probe/rte", *SMALL)
+    checkpoint = tmp_path / "runs/quickstart/steps/base-probe/rte/checkpoints/checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "w").write_text("w")
+    cli("clean", "quickstart", "--yes")
+    assert not checkpoint.exists()
+    assert Store(tmp_path / "runs/quickstart").result("base-probe/rte")[0] is not None
+
+
+DOORS = {
+    "experiments/baselines.py": ["run", "--kind", "baseline"],
+    "experiments/full_finetune.py": ["run", "--kind", "train", "--method", "full"],
+    "experiments/lora_finetune.py": ["run", "--kind", "train", "--method", "lora"],
+    "experiments/drift_analysis.py": ["run", "--kind", "base-probe", "--kind", "drift"],
+    "experiments/deployment_bench.py": ["run", "--kind", "serve"],
+    "analysis/statistical_analysis.py": ["report"],
+    "validate_reproducibility.py": ["validate"],
+    "scripts/download_datasets.py": ["data"],
+}
+
+
+@pytest.mark.parametrize("path", DOORS)
+def test_every_python_door_leads_to_its_verb(path, monkeypatch):
+    import runpy
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("tunescope.cli.main", lambda arguments: seen.append(list(arguments)) or 0)
+    monkeypatch.chdir(REPO)
+    for extra in ([], ["--study", "quickstart", "--task", "sst2"]):
+        monkeypatch.setattr(sys, "argv", [path, *extra])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPO / path), run_name="__main__")
+        assert end.value.code == 0
+    verb, *fixed = DOORS[path]
+    assert seen == [[verb, doors.DEFAULT_STUDY, *fixed], [verb, "quickstart", *fixed, "--task", "sst2"]]
+
+
+@pytest.mark.parametrize("phase", ["phase1", "phase2a", "phase2b"])
+@pytest.mark.parametrize("machine", ["vm1", "vm2", "vm3"])
+def test_every_shell_door_starts_the_right_command(phase, machine, tmp_path):
+    """With a stand-in `tunescope` found where the script looks first."""
+    script = tmp_path / "scripts" / phase / f"{machine}.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text((REPO / "scripts" / phase / f"{machine}.sh").read_text())
+    program = tmp_path / ".venv" / "bin" / "tunescope"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(["bash", str(script), "--jobs", "3"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    if phase == "phase2b" and machine != "vm1":
+        assert "may be shut down" in done.stdout
+    else:
+        study = tmp_path / "studies" / "lora_vs_full.yaml"
+        number = phase.removeprefix("phase")
+        assert done.stdout.split() == ["run", str(study), "--phase", number, "--machine", machine, *["--display", "plain", "--jobs", "3"]]
