@@ -1,13 +1,14 @@
 """Drift claims: the candidate's registered drift scalar lies a registered share below the reference's."""
 
 import numpy as np
+from scipy import stats
 
 from tunescope.study.schema import Study
 
 from .findings import Claim
 from .frames import Frames
 from .frontier import frontier, frontier_note
-from .inference import Array, Interval, RatioTest, fieller, relative_test, t_test
+from .inference import Alternative, Array, Interval, RatioTest, fieller, relative_test, t_test
 from .quality import TaskQuality, missing_runs
 from .scores import DriftPair, paired_drift
 from .verdicts import NAMES, Decision, decide_family, overall
@@ -28,11 +29,11 @@ def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | Non
     return seed_test(pair.candidate_S, pair.reference_S, 1 - reduction), "t over seeds"
 
 
-def seed_test(candidate_S: Array, reference_S: Array, margin: float, level: float = 0.90) -> RatioTest:
-    """Paired t over seeds on candidate - margin x reference (less), with Fieller limits of the ratio of means."""
-    from scipy import stats
-
-    contrast = t_test(candidate_S - margin * reference_S, "less")
+def seed_test(
+    candidate_S: Array, reference_S: Array, margin: float, alternative: Alternative = "less", level: float = 0.90
+) -> RatioTest:  # fmt: skip
+    """Paired t over seeds on candidate - margin x reference, with Fieller limits of the ratio of means."""
+    contrast = t_test(candidate_S - margin * reference_S, alternative)
     top, bottom, n = float(candidate_S.mean()), float(reference_S.mean()), len(candidate_S)
     if bottom <= 0:
         return RatioTest(None, (None, None), contrast)
@@ -46,8 +47,12 @@ def drift_claims(frames: Frames, study: Study, qualities: list[TaskQuality]) -> 
     """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
     spec = study.analysis
     tasks = decide_family([_claim(frames, study, q) for q in qualities], spec.alpha)
-    statement = f"On every task, {spec.candidate_method} drifts at least {spec.drift_reduction:.0%} less than {spec.reference_method}"
-    return tasks, overall(tasks, "drift/all", statement, spec.alpha)
+    return tasks, overall(tasks, "drift/all", _statement(study, "every task"), spec.alpha)
+
+
+def _statement(study: Study, where: str) -> str:
+    spec = study.analysis
+    return f"On {where}, {spec.candidate_method} drifts at least {100 * spec.drift_reduction:g} % less than {spec.reference_method}"
 
 
 def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
@@ -60,7 +65,7 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
     blocks = _blocks(frames, study, quality, pair, test)
     claim = Claim(
         id=f"drift/{task}", dimension="drift", task=task,
-        statement=f"On {NAMES[task]}, {spec.candidate_method} drifts at least {spec.drift_reduction:.0%} less than {spec.reference_method}",
+        statement=_statement(study, NAMES[task]),
         verdict="inconclusive", estimate=reduction, estimate_name=f"1 - D_{spec.candidate_method} / D_{spec.reference_method}",
         interval=interval, interval_level=0.90, margin=spec.drift_reduction, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,

@@ -83,7 +83,7 @@ class Frames:
     noise: pd.DataFrame
     planned: tuple[str, ...] = ()
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """step id -> JSON artefacts by file name (drift_summary.json, correlations.json, correctness.json)."""
+    """step id -> JSON artefacts by file name: drift_summary.json, correlations.json, correctness.json, launches.jsonl (a list)."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """(step id, what could not be read)."""
 
@@ -219,7 +219,7 @@ class _Reader:
         facts = {"kind": kind, "fingerprint": head.get("fingerprint"), "inputs": step.inputs}
         facts |= {"outputs": result.get("outputs") or {}, "notes": list(result.get("notes") or [])}
         self.rows["steps"].append(pd.DataFrame({key: [value] for key, value in {**run, **facts}.items()}))
-        found = [{**run, "kind": kind, "source": s, **m} for s in ("metrics", "resources") for m in result.get(s) or []]
+        found = [{**run, "kind": kind, "source": s, **m} for s in ("metric", "resource") for m in result.get(f"{s}s") or []]
         if found:
             self.rows["metrics"].append(pd.DataFrame(found))
 
@@ -248,6 +248,7 @@ class _Reader:
             self.problems.append((step_id, f"{path.name} is missing"))
             return
         launches = list(_json_lines(path))
+        self.documents.setdefault(step_id, {})["launches.jsonl"] = launches
         engines = [{**{k: v for k, v in row.items() if k != "cells"}, "step_id": step_id} for row in launches]
         good = [row for row in launches if row.get("ok") and not row.get("compiled_during_inference")]
         cells = [

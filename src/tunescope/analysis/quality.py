@@ -92,10 +92,12 @@ def quality_claims(qualities: list[TaskQuality], study: Study) -> tuple[list[Dec
     """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
     spec = study.analysis
     tasks = decide_family([_claim(q, study) for q in qualities], spec.alpha)
-    statement = (
-        f"On every task, {spec.candidate_method} keeps at least {spec.quality_retained:.0%} of {spec.reference_method}'s primary metric"
-    )
-    return tasks, overall(tasks, "quality/all", statement, spec.alpha)
+    return tasks, overall(tasks, "quality/all", _statement(study, "every task", "primary metric"), spec.alpha)
+
+
+def _statement(study: Study, where: str, metric: str) -> str:
+    spec = study.analysis
+    return f"On {where}, {spec.candidate_method} keeps at least {100 * spec.quality_retained:g} % of {spec.reference_method}'s {metric}"
 
 
 def _claim(quality: TaskQuality, study: Study) -> Decision:
@@ -107,8 +109,7 @@ def _claim(quality: TaskQuality, study: Study) -> Decision:
     contrast = test.contrast if test else None
     claim = Claim(
         id=f"quality/{quality.task}", dimension="quality", task=quality.task,
-        statement=f"On {NAMES[quality.task]}, {spec.candidate_method} keeps at least {spec.quality_retained:.0%} of "
-        f"{spec.reference_method}'s {metric}",
+        statement=_statement(study, NAMES[quality.task], metric),
         verdict="inconclusive", estimate=ratio, estimate_name=f"{spec.candidate_method} / {spec.reference_method} {metric}",
         interval=interval, interval_level=0.90, margin=spec.quality_retained, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,

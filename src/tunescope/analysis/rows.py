@@ -11,7 +11,7 @@ from tunescope.study.schema import Study, TaskName
 from .findings import BaselineRow, CostRow, TaskRow
 from .frames import Frames
 from .inference import Array, Interval, cluster_totals, crossed_t, t_test
-from .scores import scalar, scalars, seeds_of, values_matrix
+from .scores import common_ids, scalar, scalars, seeds_of, values_matrix
 
 _MEMORY = ("peak_memory_reserved_bytes", "peak_memory_allocated_bytes", "peak_rss_bytes")
 
@@ -31,7 +31,8 @@ def _task_row(frames: Frames, study: Study, task: TaskName, method: str) -> Task
         task=task, method=method, n_seeds=len(steps), primary_metric=primary, quality_mean=quality[0], quality_sd=quality[1],
         quality_interval=quality_interval(frames, steps, primary, task), other_metrics=_other_metrics(frames, steps, primary),
         drift_mean=drift[0], drift_sd=drift[1], drift_saturated=drift[0] is not None and drift[0] > study.analysis.saturated_drift,
-        trainable_parameters=None if trainable is None else int(trainable), trainable_share=trainable / total if trainable and total else None,
+        trainable_parameters=None if trainable is None else int(trainable),
+        trainable_share=trainable / total if trainable and total else None,
         learning_rate=setting.get("learning_rate"), batch_size=setting.get("batch_size"), steps=steps,
     )  # fmt: skip
 
@@ -50,19 +51,12 @@ def _first(frames: Frames, steps: list[str], name: str) -> float | None:
 def quality_interval(frames: Frames, steps: list[str], metric: str, task: str, level: float = 0.90) -> Interval | None:
     """Limits of a method's mean score over seeds and examples at once; over examples only when there is a single run."""
     rows = frames.predictions[frames.predictions.step_id.isin(steps)]
-    tables = [rows[rows.step_id == s].drop_duplicates("example_id") for s in steps]
-    if not tables or any(len(t) == 0 for t in tables):
-        return None
-    ids = (
-        [i for i in tables[0].example_id if all(i in set(t.example_id) for t in tables[1:])]
-        if len(tables) > 1
-        else list(tables[0].example_id)
-    )
-    values = values_matrix(rows, "step_id", steps, ids, metric, task)
+    ids, _ = common_ids(rows, steps)
+    values = values_matrix(rows, "step_id", steps, ids, metric, task) if ids else None
     if values is None:
         return None
-    units = cluster_totals(values, tables[0].set_index("example_id").group.reindex(ids).fillna("").tolist())
-    return _mean_interval(units, level)
+    groups = rows[rows.step_id == steps[0]].drop_duplicates("example_id").set_index("example_id").group.reindex(list(ids))
+    return _mean_interval(cluster_totals(values, groups.fillna("").tolist()), level)
 
 
 def _mean_interval(units_SN: Array, level: float) -> Interval | None:
@@ -128,24 +122,23 @@ def _limits(outputs: dict[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def cost_rows(frames: Frames, study: Study) -> list[CostRow]:
-    """Training costs per task and method, medians over seeds; speed-ups against the reference method."""
-    found = []
-    for task in study.tasks:
-        full_wall = _median(frames, list(seeds_of(frames, task, study.analysis.reference_method).values()), "wall_s")
-        found += [_cost_row(frames, study, task, method, full_wall) for method in study.methods]
-    return found
+    """Training costs per task and method, medians over seeds; speed-ups are the reference method's figure over this one's."""
+    return [_cost_row(frames, study, task, method) for task in study.tasks for method in study.methods]
 
 
-def _cost_row(frames: Frames, study: Study, task: str, method: str, full_wall: float | None) -> CostRow:
+def _cost_row(frames: Frames, study: Study, task: str, method: str) -> CostRow:
     steps = list(seeds_of(frames, task, method).values())
-    wall = _median(frames, steps, "wall_s")
+    reference = list(seeds_of(frames, task, study.analysis.reference_method).values())
+    wall, reference_wall = _median(frames, steps, "wall_s"), _median(frames, reference, "wall_s")
+    flops, reference_flops = (_median(frames, s, "theoretical_flops_per_token") for s in (steps, reference))
     trainable, total = _first(frames, steps, "trainable_parameters"), _first(frames, steps, "total_parameters")
-    adapter = study.methods[method].adapter is not None
+    by_count = theoretical_speedup(trainable, total, study.methods[method].adapter is not None)
     return CostRow(
         task=task, method=method, wall_s=wall, peak_memory_bytes=next((m for m in (_median(frames, steps, n) for n in _MEMORY) if m), None),
         real_tokens_per_s=_median(frames, steps, "real_tokens_per_s"), steps_to_best=_median(frames, steps, "best_step"),
-        trainable_share=trainable / total if trainable and total else None, actual_speedup=full_wall / wall if full_wall and wall else None,
-        theoretical_speedup=theoretical_speedup(trainable, total, adapter), steps=steps,
+        trainable_share=trainable / total if trainable and total else None,
+        actual_speedup=reference_wall / wall if reference_wall and wall else None,
+        theoretical_speedup=reference_flops / flops if reference_flops and flops else by_count, steps=steps,
     )  # fmt: skip
 
 

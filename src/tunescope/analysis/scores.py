@@ -115,7 +115,7 @@ def paired_scores(frames: Frames, task: str, metric: str, candidate: str, refere
     seeds = tuple(s for s in by_method[0] if s in by_method[1])
     steps = tuple(m[s] for m in by_method for s in seeds)
     rows = frames.predictions[frames.predictions.step_id.isin(steps)]
-    ids, notes = _common_ids(rows, steps)
+    ids, notes = common_ids(rows, steps)
     if not seeds or not ids:
         return None
     matrices = [values_matrix(rows, "step_id", [m[s] for s in seeds], ids, metric, task) for m in by_method]
@@ -127,7 +127,7 @@ def paired_scores(frames: Frames, task: str, metric: str, candidate: str, refere
     return Paired(task, metric, seeds, matrices[0], matrices[1], ids, groups, articles, steps, notes)
 
 
-def _common_ids(rows: pd.DataFrame, steps: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def common_ids(rows: pd.DataFrame, steps: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Example ids all runs scored, in the first run's order, and a note when some were lost."""
     per_step = [rows[rows.step_id == s].example_id.drop_duplicates() for s in steps]
     if not per_step or any(len(ids) == 0 for ids in per_step):

@@ -3,55 +3,46 @@
 import math
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from tunescope.serve.overhead import Row, cell_table, overhead_ratio
+from tunescope.serve.scaling import summary
 from tunescope.study.schema import Study
 
 from .findings import ServingRow
 from .frames import Frames
-from .inference import Interval, t_test
-
-_CELL = ["batch_size", "prompt_length", "sampling"]
+from .overhead import launch_rows
 
 
 def serving_rows(frames: Frames, study: Study) -> list[ServingRow]:
-    """One row per arm and cell, in the order of the study's arms."""
-    launches, arms = frames.launches, study.serving.arms if study.serving else ()
-    found = []
-    for arm in arms:
-        for (batch, prompt, sampling), cell in launches[launches.arm == arm].groupby(_CELL, sort=True):
-            twin = launches[(launches.arm == study.analysis.overhead_baseline_arm) & (launches.batch_size == batch)]
-            twin = twin[(twin.prompt_length == prompt) & (twin.sampling == sampling)]
-            found.append(_row(str(arm), int(batch), int(prompt), str(sampling), cell, twin))
-    return found
+    """One row per arm and cell, in the order of the study's arms, then by cell."""
+    rows, baseline = launch_rows(frames), study.analysis.overhead_baseline_arm
+    arms = list(study.serving.arms) if study.serving else []
+    lines = [line for line in cell_table(rows).to_dict("records") if line["arm"] in arms]
+    lines.sort(key=lambda x: (arms.index(x["arm"]), x["sampling"], x["prompt_length"], x["batch_size"]))
+    return [_row(line, rows, baseline, frames.of_kind("serve")) for line in lines]
 
 
-def _row(arm: str, batch: int, prompt: int, sampling: str, cell: pd.DataFrame, twin: pd.DataFrame) -> ServingRow:
-    ratio, interval = (None, None) if arm == (twin.arm.iloc[0] if len(twin) else None) else ratio_to(cell, twin)
-    ms = cell.ms_per_token.to_numpy(dtype=np.float64)
+def _row(line: dict[Any, Any], rows: list[Row], baseline: str, steps: list[str]) -> ServingRow:
+    cell = (int(line["batch_size"]), int(line["prompt_length"]), str(line["sampling"]))
+    ratio = None if line["arm"] == baseline else overhead_ratio(rows, line["arm"], baseline, [cell])
     return ServingRow(
-        arm=arm, batch_size=batch, prompt_length=prompt, sampling=sampling, adapters=int(cell.adapters_active.max()),
-        launches=cell.launch.nunique(), ms_per_token_median=float(np.median(ms)),
-        ms_per_token_mad=float(np.median(np.abs(ms - np.median(ms)))), tokens_per_s_median=float(cell.tokens_per_s.median()),
-        ttft_ms_median=_median(cell.ttft_ms_p50), latency_p50_ms=_median(cell.latency_ms_p50), latency_p95_ms=_median(cell.latency_ms_p95),
-        latency_p99_ms=_median(cell.latency_ms_p99), requests=int(cell.requests.sum()), ratio_to_baseline=ratio, ratio_interval=interval,
-        note="; ".join(n for n in dict.fromkeys(cell.note.dropna()) if n), steps=sorted(set(cell.step_id)),
+        arm=line["arm"], batch_size=cell[0], prompt_length=cell[1], sampling=cell[2], adapters=int(line["adapters"]),
+        launches=int(line["launches"]), ms_per_token_median=line["ms_per_token_median"], ms_per_token_mad=line["ms_per_token_mad"],
+        tokens_per_s_median=line["tokens_per_s_median"], ttft_ms_median=finite(line["ttft_ms_median"]),
+        latency_p50_ms=finite(line["latency_p50_ms"]), latency_p95_ms=finite(line["latency_p95_ms"]),
+        latency_p99_ms=finite(line["latency_p99_ms"]), requests=int(line["requests"]), ratio_to_baseline=ratio.ratio if ratio else None,
+        ratio_interval=ratio.interval if ratio and ratio.low is not None else None, note=line["note"], steps=steps,
     )  # fmt: skip
 
 
-def ratio_to(cell: pd.DataFrame, twin: pd.DataFrame, level: float = 0.90) -> tuple[float | None, Interval | None]:
-    """Geometric-mean ratio of time per token over launches paired by number, with t limits on the log; None without a pair."""
-    pair = cell[["launch", "ms_per_token"]].merge(twin[["launch", "ms_per_token"]], on="launch", suffixes=("", "_twin"))
-    if not len(pair):
-        return None, None
-    logs = np.log(pair.ms_per_token / pair.ms_per_token_twin).to_numpy(dtype=np.float64)
-    if len(logs) < 2:
-        return math.exp(float(logs.mean())), None
-    low, high = t_test(logs).interval(level)
-    return math.exp(float(logs.mean())), None if low is None or high is None else (math.exp(low), math.exp(high))
+def finite(value: float | None) -> float | None:
+    """The number, None when it is missing or not finite."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _median(values: pd.Series) -> float | None:
-    median: Any = values.median()
-    return None if pd.isna(median) else float(median)
+def overhead_summary(frames: Frames, study: Study) -> dict[str, Any]:
+    """Tie check, overhead against the number of adapters, break-even and recommendations, at the registered limit; {} without launches."""
+    rows, spec = launch_rows(frames), study.analysis
+    if not rows:
+        return {}
+    cpu = any(frames.outputs(step).get("cpu_figures") for step in frames.of_kind("serve"))
+    return summary(rows, spec.overhead_limit, spec.min_launches, cpu, spec.overhead_baseline_arm)

@@ -50,24 +50,29 @@ def decide_family(decisions: list[Decision], alpha: float) -> list[Decision]:
     ]
 
 
+def weakest(claims: list[Claim]) -> Claim | None:
+    """The measured claim with the largest p: the one an intersection-union verdict rests on."""
+    measured = [c for c in claims if c.estimate is not None and c.p is not None]
+    return max(measured, key=lambda c: (c.p or 0.0, -(c.estimate or 0.0)), default=None)
+
+
 def overall(decisions: list[Decision], claim_id: str, statement: str, alpha: float) -> Decision:
     """One claim on all tasks at once: intersection-union for it, Bonferroni over tasks against it, the weakest task as its estimate."""
     claims = [d.claim for d in decisions]
     blocked = [d.claim for d in decisions if d.blocked]
-    measured = [c for c in claims if c.estimate is not None and c.p is not None]
-    weakest = max(measured, key=lambda c: c.p or 0.0, default=None)
-    p = intersection_union([c.p for c in claims]) if measured else None
-    opposite = any_of([c.p_opposite for c in claims]) if measured else None
-    notes = [f"the estimate is the weakest task's: {NAMES[str(weakest.task)]}"] if weakest else []
+    worst = weakest(claims)
+    p = intersection_union([c.p for c in claims]) if worst else None
+    opposite = any_of([c.p_opposite for c in claims]) if worst else None
+    notes = [f"the estimate is the weakest task's: {NAMES[str(worst.task)]}"] if worst else []
     notes += [f"inconclusive because {NAMES[str(c.task)]} cannot be decided: {'; '.join(c.notes)}" for c in blocked]
-    first = weakest or claims[0]
+    first = worst or claims[0]
     found = first.model_copy(
         update={
             "id": claim_id, "task": None, "statement": statement, "p": p, "p_opposite": opposite, "p_adjusted": None, "notes": notes,
             "method": f"intersection-union over tasks (largest p, no correction); against it {len(claims)} x the smallest opposite p",
             "steps": sorted({s for c in claims for s in c.steps}), "verdict": "inconclusive",
             "n_seeds": min((c.n_seeds for c in claims if c.n_seeds is not None), default=None),
-            "n_examples": sum(c.n_examples or 0 for c in claims) or None, "df": weakest.df if weakest else None,
+            "n_examples": sum(c.n_examples or 0 for c in claims) or None, "df": worst.df if worst else None,
         }
     )  # fmt: skip
     return decide(Decision(found, bool(blocked)), alpha)
@@ -100,7 +105,7 @@ def _reason(claim: Claim) -> str:
 
 def _hypothesis_text(spec: AnalysisSpec) -> str:
     return (
-        f"{spec.candidate_method} keeps at least {spec.quality_retained:.0%} of {spec.reference_method}'s quality on every task, "
-        f"AND (drifts at least {spec.drift_reduction:.0%} less on every task "
-        f"OR costs at most {spec.overhead_limit:.0%} more time per token at inference)"
+        f"{spec.candidate_method} keeps at least {100 * spec.quality_retained:g} % of {spec.reference_method}'s quality on every task, "
+        f"AND (drifts at least {100 * spec.drift_reduction:g} % less on every task "
+        f"OR costs at most {100 * spec.overhead_limit:g} % more time per token at inference)"
     )

@@ -1,0 +1,148 @@
+"""The answer in three sentences with numbers, and the examples on which the methods disagree."""
+
+from typing import Any
+
+import pandas as pd
+
+from tunescope.study.schema import AnalysisSpec, Study
+
+from .findings import Claim
+from .frames import Frames
+from .scores import seeds_of
+from .verdicts import NAMES, weakest
+
+PER_TASK = 10
+_ARMS = {"adapters_1": "1 adapter", "adapters_2": "2 adapters", "adapters_4": "4 adapters"}
+
+
+def percent(share: float | None, places: int = 1) -> str:
+    """A fraction as per cent: 0.97 as `97.0 %`."""
+    return "-" if share is None else f"{share * 100:.{places}f} %"
+
+
+def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int) -> list[str]:
+    """Quality, drift, and overhead with the verdict on the hypothesis: exactly three sentences, true of partial studies too."""
+    by_id = {c.id: c for c in claims}
+    return [
+        _dimension(claims, by_id["quality/all"], spec, _quality_words(spec)),
+        _dimension(claims, by_id["drift/all"], spec, _drift_words(spec)),
+        _overhead(by_id["overhead"], by_id["hypothesis"], spec, done, planned),
+    ]
+
+
+def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
+    share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
+    return {
+        "supported": f"Quality: {ours} keeps at least {share} of {theirs}'s score on every task",
+        "contradicted": f"Quality: {ours} does not keep {share} of {theirs}'s score on every task",
+        "inconclusive": f"Quality: whether {ours} keeps {share} of {theirs}'s score on every task is not decided",
+        "nothing": f"Quality: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
+    }
+
+
+def _drift_words(spec: AnalysisSpec) -> dict[str, str]:
+    share, ours, theirs = percent(spec.drift_reduction, 0), spec.candidate_method, spec.reference_method
+    return {
+        "supported": f"Drift: {ours} drifts at least {share} less than {theirs} on every task",
+        "contradicted": f"Drift: {ours} does not drift {share} less than {theirs} on every task",
+        "inconclusive": f"Drift: whether {ours} drifts {share} less than {theirs} on every task is not decided",
+        "nothing": f"Drift: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
+    }
+
+
+def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: dict[str, str]) -> str:
+    tasks = [c for c in claims if c.dimension == overall.dimension and c.task is not None]
+    measured, worst = [c for c in tasks if c.estimate is not None and c.p is not None], weakest(tasks)
+    if worst is None:
+        return words["nothing"] + "."
+    scope = f"weakest of {len(measured)} measured tasks" if len(measured) > 1 else "the only measured task"
+    if overall.dimension == "quality":
+        figure = f"{percent(worst.estimate)} of {spec.reference_method}"
+    else:
+        figure = f"a reduction of {percent(worst.estimate)}"
+    detail = f"{scope}, {NAMES[str(worst.task)]}: {figure}{_interval(worst)}{_p(overall)}"
+    return f"{words[overall.verdict]} ({detail}){_why(tasks, overall)}."
+
+
+def _interval(claim: Claim) -> str:
+    low, high = claim.interval or (None, None)
+    return "" if low is None or high is None else f", 90 % interval {percent(low)} to {percent(high)}"
+
+
+def _p(claim: Claim) -> str:
+    """The p behind the verdict; the one against the claim when it is contradicted."""
+    p, name = (claim.p_opposite, "p against it") if claim.verdict == "contradicted" else (claim.p, "p")
+    if p is None:
+        return ""
+    return f"; {name} < 0.0001" if p < 1e-4 else f"; {name} = {p:.2g}"
+
+
+def _why(tasks: list[Claim], overall: Claim) -> str:
+    """Why an undecided claim is undecided, when it is more than a wide interval."""
+    if overall.verdict != "inconclusive":
+        return ""
+    reasons = {
+        "gate failed": "full fine-tuning does not beat its baselines on", "nothing was learned": "nothing was learned on",
+        "partial": "runs are missing on", "fewer than 2": "runs are missing on",
+    }  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for claim in tasks:
+        reason = next((text for key, text in reasons.items() if any(note.startswith(key) for note in claim.notes)), None)
+        if reason:
+            found.setdefault(reason, []).append(NAMES[str(claim.task)])
+    return "; " + "; ".join(f"{reason} {', '.join(names)}" for reason, names in found.items()) if found else ""
+
+
+def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
+    arm, baseline, limit = _ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
+    if overhead.estimate is None:
+        first = f"Serving: the cost of {arm} against {baseline} has not been measured"
+    else:
+        change = f"{percent(abs(overhead.estimate))} {'more' if overhead.estimate >= 0 else 'less'}"
+        launches = f"{overhead.n_launches} launch{'es' if overhead.n_launches != 1 else ''} an arm"
+        decided = {"supported": f"within the limit of {limit}", "contradicted": f"above the limit of {limit}"}
+        state = decided.get(overhead.verdict, f"not decided against the limit of {limit}")
+        first = f"Serving: {arm} cost {change} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)}), {state}"
+    part = [f"on {done} of {planned} planned steps"] if done < planned else []
+    part += [_p(hypothesis).removeprefix("; ")] if hypothesis.verdict != "inconclusive" else []
+    return f"{first}; taken together the hypothesis is {hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}."
+
+
+def disagreements(frames: Frames, study: Study) -> list[dict[str, Any]]:
+    """Up to ten examples a task on which the methods' majority predictions over seeds differ, the most unanimous first."""
+    methods = (study.analysis.reference_method, study.analysis.candidate_method)
+    found: list[dict[str, Any]] = []
+    for task in study.tasks:
+        tables = [_majority(frames, task, method) for method in methods]
+        if any(len(t) == 0 for t in tables):
+            continue
+        pair = tables[0].join(tables[1], lsuffix="_0", rsuffix="_1", how="inner")
+        pair = pair[(pair.prediction_0 != pair.prediction_1) & (pair.right_0 != pair.right_1)]
+        pair = pair.assign(votes=pair.share_0 + pair.share_1).sort_values("votes", ascending=False, kind="stable").head(PER_TASK)
+        found += [_row(task, methods, str(example), row) for example, row in pair.iterrows()]
+    return found
+
+
+def _row(task: str, methods: tuple[str, str], example: str, row: pd.Series) -> dict[str, Any]:
+    return {
+        "task": task,
+        "example_id": example,
+        "label": None if pd.isna(row.label_0) else str(row.label_0),
+        "predictions": {m: str(row[f"prediction_{k}"]) for k, m in enumerate(methods)},
+        "agreement": {m: float(row[f"share_{k}"]) for k, m in enumerate(methods)},
+        "right": {m: bool(row[f"right_{k}"]) for k, m in enumerate(methods)},
+        "steps": [*row.steps_0, *row.steps_1],
+    }
+
+
+def _majority(frames: Frames, task: str, method: str) -> pd.DataFrame:
+    """Per example: the prediction most seeds gave, the share that gave it, and whether it is right. Ties go by the alphabet."""
+    steps = list(seeds_of(frames, task, method).values())
+    rows = frames.predictions[frames.predictions.step_id.isin(steps)]
+    rows = rows.assign(prediction=rows.prediction.fillna(""))
+    votes = rows.groupby(["example_id", "prediction"], sort=True).agg(
+        votes=("correct", "size"), right=("correct", "max"), label=("label", "first")
+    )
+    best = votes.reset_index().sort_values("votes", ascending=False, kind="stable").drop_duplicates("example_id").set_index("example_id")
+    best = best.reindex(list(dict.fromkeys(rows.example_id)))
+    return best.assign(share=best.votes / max(len(steps), 1), right=best.right >= 0.5, steps=[steps] * len(best)).drop(columns="votes")

@@ -1,0 +1,113 @@
+"""Red flags: what the steps noted, and what only shows when their results lie side by side. They never change a verdict."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from tunescope.serve.overhead import overhead_ratio
+from tunescope.study.schema import Study
+
+from .findings import Claim, RedFlag
+from .frames import Frames
+from .overhead import launch_rows, registered_cells
+from .quality import TaskQuality
+from .scores import scalar, seeds_of
+
+_WIDEST = {"quality": 0.5, "drift": 1.0, "overhead": 1.0}
+"""Interval widths (fractions) above which an interval says next to nothing."""
+
+
+def red_flags(frames: Frames, study: Study, qualities: list[TaskQuality], claims: list[Claim]) -> list[RedFlag]:
+    """All flags, each with the step to look at, without repeats."""
+    found = [*_notes(frames), *_unreadable(frames), *_expected(frames, study), *_edges(frames, study), *_unlearned(study, qualities)]
+    found += [*_records(frames, study), *_latency(frames), *_falling_overhead(frames, study), *_odd_claims(claims)]
+    return list(dict.fromkeys(RedFlag(step=step, text=text) for step, text in found))
+
+
+def _notes(frames: Frames) -> Iterator[tuple[str, str]]:
+    for row in frames.steps.itertuples():
+        for note in row.notes:
+            yield str(row.step_id), str(note)
+
+
+def _unreadable(frames: Frames) -> Iterator[tuple[str, str]]:
+    yield from frames.problems
+
+
+def _expected(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
+    """Test scores outside the range the study file expects."""
+    for task, spec in study.tasks.items():
+        metric = study.analysis.primary_metric.get(task, "accuracy")
+        for method, (low, high) in spec.expect.items():
+            for step in seeds_of(frames, task, method).values():
+                value = scalar(frames, step, metric, "test")
+                if value is not None and not low <= value <= high:
+                    yield step, f"test {metric} {value:.3f} is outside the expected {low:g} to {high:g} of {method} on {task}"
+
+
+def _edges(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
+    """Selected learning rates on the edge of their grid."""
+    for task in study.tasks:
+        for method in study.methods:
+            grid, step = study.learning_rates(task, method), next(iter(seeds_of(frames, task, method).values()), None)
+            rate = frames.outputs(step).get("learning_rate") if step else None
+            if step and rate is not None and len(grid) > 1 and (rate <= min(grid) or rate >= max(grid)):
+                shown = ", ".join(f"{g:g}" for g in grid)
+                yield (
+                    step,
+                    f"{method} on {task}: the selected learning rate {rate:g} is on the edge of its grid ({shown}); the grid may decide",
+                )
+
+
+def _unlearned(study: Study, qualities: list[TaskQuality]) -> Iterator[tuple[str, str]]:
+    methods = (study.analysis.candidate_method, study.analysis.reference_method)
+    for quality in qualities:
+        if quality.gate and not quality.learned(methods):
+            step = f"baseline/{quality.task}"
+            yield (
+                step,
+                f"{quality.task}: neither {' nor '.join(methods)} beats the majority baseline: nothing was learned, no contrast is claimed",
+            )
+
+
+def _records(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
+    """Finished final runs without the records they should have left."""
+    tables = {"predictions": frames.predictions, "drift table": frames.drift, "training series": frames.series}
+    have = {name: set(frame.step_id) for name, frame in tables.items()}
+    for task in study.tasks:
+        for method in study.methods:
+            for step in seeds_of(frames, task, method).values():
+                lost = [name for name, ids in have.items() if step not in ids]
+                if lost:
+                    yield step, f"missing records: {', '.join(lost)}"
+
+
+def _latency(frames: Frames) -> Iterator[tuple[str, str]]:
+    """Times that cannot be."""
+    rows = frames.launches
+    wrong = rows[(rows.ms_per_token <= 0) | (rows.ttft_ms_p50 > rows.latency_ms_p50) | (rows.latency_ms_p50 > rows.latency_ms_p99)]
+    for (step, arm), group in wrong.groupby(["step_id", "arm"]):
+        yield str(step), f"impossible latency in {len(group)} cells of arm {arm}"
+
+
+def _falling_overhead(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
+    """More adapters, less overhead, beyond the intervals."""
+    rows, baseline = launch_rows(frames), study.analysis.overhead_baseline_arm
+    arms = [a for a in ("adapters_1", "adapters_2", "adapters_4") if a in set(frames.launches.arm)]
+    ratios = [(a, overhead_ratio(rows, a, baseline, registered_cells(study))) for a in arms]
+    for (fewer, first), (more, second) in pairwise(ratios):
+        if first and second and first.low is not None and second.high is not None and second.high < first.low:
+            yield frames.of_kind("serve")[0], f"overhead falls from {fewer} ({first.ratio:.2f}) to {more} ({second.ratio:.2f})"
+
+
+def _odd_claims(claims: list[Claim]) -> Iterator[tuple[str, str]]:
+    tested = [c for c in claims if c.p is not None and c.task is not None]
+    if len(tested) > 1 and all(min(c.p or 0.0, 1 - (c.p or 0.0)) < 1e-12 for c in tested):
+        yield "statistics", "every per-task p is 0 or 1"
+    for claim in claims:
+        low, high = claim.interval or (None, None)
+        if low is None or high is None or claim.id.endswith("/all"):
+            continue
+        if high - low <= 1e-9:
+            yield claim.id, "the interval has no width"
+        elif high - low > _WIDEST.get(claim.dimension, float("inf")):
+            yield claim.id, f"the interval is {high - low:.2f} wide and says next to nothing"

@@ -1,0 +1,90 @@
+"""Limitations that the data itself states."""
+
+from collections.abc import Iterator
+
+from tunescope.serve.overhead import P99_REQUESTS
+from tunescope.study.schema import Study
+
+from .findings import Claim, TaskRow
+from .frames import Frames
+from .quality import TaskQuality
+from .scores import scalars
+from .verdicts import NAMES
+
+CONFIRMATORY_SEEDS = 5
+SMALL_MODEL = 1e8
+SMALL_TEST = 500
+
+
+def limitations(
+    frames: Frames, study: Study, qualities: list[TaskQuality], claims: list[Claim], table: list[TaskRow], planned: int, done: int
+) -> list[str]:
+    """One sentence per limitation that these results show."""
+    found = (
+        [f"Partial study: {done} of {planned} steps are finished; claims that need the others are not decided."] if done < planned else []
+    )
+    found += [*_design(frames, study), *_data(frames, study), *_learning(study, qualities, table), *_serving(frames, claims)]
+    return found
+
+
+def _design(frames: Frames, study: Study) -> Iterator[str]:
+    n = len(study.seeds)
+    if n < CONFIRMATORY_SEEDS:
+        seeds = f"{n} seed{'s' if n > 1 else ''}"
+        yield f"{seeds}: a first look; claims are planned on {CONFIRMATORY_SEEDS}, and the spread between runs is poorly known."
+    sizes = scalars(frames, frames.of_kind("train"), "total_parameters")
+    if sizes and max(sizes) < SMALL_MODEL:
+        yield f"The model has {max(sizes) / 1e6:.1f} million parameters; what holds for it need not hold for larger ones."
+    searched = [r for r in frames.steps[frames.steps.kind == "train"].role if r == "search"]
+    if searched:
+        seed = study.training.search_seed
+        yield f"Learning rates were chosen on one seed ({seed}) and {len(searched)} search runs; drift depends on them."
+
+
+def _data(frames: Frames, study: Study) -> Iterator[str]:
+    outputs = {task: frames.outputs(step) for task in study.tasks for step in frames.of_kind("data", task)}
+    made = [NAMES[t] for t, o in outputs.items() if o.get("made_here")]
+    if made:
+        yield f"The data of {', '.join(made)} was made by rules for this package; scores on it say nothing about the official task."
+    other = [NAMES[t] for t, o in outputs.items() if o.get("comparable") is False and NAMES[t] not in made]
+    if other:
+        yield f"{', '.join(other)}: not the official split, so scores do not compare with published ones."
+    sizes = {t: int(frames.predictions[frames.predictions.task == t].example_id.nunique()) for t in study.tasks}
+    small = [f"{NAMES[t]} ({n})" for t, n in sizes.items() if 0 < n < SMALL_TEST]
+    if small:
+        yield f"Few test examples: {', '.join(small)}; small differences cannot be seen there."
+    lost = {NAMES[t]: _answers_lost(frames, t) for t in study.tasks}
+    if any(lost.values()):
+        yield f"Answers cut off by the length limit: {', '.join(f'{t} {n}' for t, n in lost.items() if n)}."
+
+
+def _answers_lost(frames: Frames, task: str) -> int:
+    rows = frames.steps[(frames.steps.kind == "train") & (frames.steps.task == task)]
+    counts = [o.get("truncated") or {} for o in rows.outputs]
+    return max((int(v) for c in counts for k, v in c.items() if "lost" in k and isinstance(v, int | float)), default=0)
+
+
+def _learning(study: Study, qualities: list[TaskQuality], table: list[TaskRow]) -> Iterator[str]:
+    failed = [NAMES[q.task] for q in qualities if q.gate_failed(study.analysis.reference_method)]
+    if failed:
+        yield f"Full fine-tuning does not beat its baselines on {', '.join(failed)}: quality cannot be compared there."
+    saturated = [f"{NAMES[r.task]} ({r.method})" for r in table if r.drift_saturated]
+    if saturated:
+        yield f"Drift is saturated (above {study.analysis.saturated_drift:g}) for {', '.join(saturated)}: differences there mean little."
+
+
+def _serving(frames: Frames, claims: list[Claim]) -> Iterator[str]:
+    overhead = next(c for c in claims if c.dimension == "overhead")
+    steps = frames.of_kind("serve")
+    if not steps:
+        return
+    if any("too few launches" in note for note in overhead.notes):
+        yield f"{overhead.n_launches} serving launches an arm: the overhead verdict is inconclusive by rule."
+    outputs = frames.outputs(steps[0])
+    if outputs.get("cpu_figures"):
+        mode = ", in eager mode in every arm" if outputs.get("eager") else ""
+        yield f"Serving was measured on a CPU{mode}: the figures show that the benchmark works and say nothing about GPUs."
+    requests = frames.launches.groupby(["arm", "batch_size", "prompt_length", "sampling"]).requests.sum()
+    least = int(requests.min()) if len(requests) else P99_REQUESTS
+    if least < P99_REQUESTS:
+        yield f"Serving cells have {least} requests or more: a 99th percentile has no upper bound below {P99_REQUESTS}."

@@ -1,0 +1,94 @@
+"""From frames to findings: claims with verdicts, tables, flags, limitations and the answer. Pure; reads no files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunescope.study.schema import Study
+
+from . import tables, tables_runs
+from .answer import answer, disagreements
+from .drift import drift_claims
+from .findings import Findings, Missing, TaskRow
+from .flags import red_flags
+from .frames import Frames, MissingByStep, as_missing
+from .limitations import limitations
+from .overhead import overhead_claim
+from .quality import quality_claims, task_quality
+from .rows import baseline_rows, cost_rows, task_rows
+from .scores import paired_drift
+from .serving import serving_rows
+from .tables import Material, Table, plain
+from .verdicts import hypothesis
+
+
+def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingByStep | None = None, *, now: str) -> Findings:
+    """All findings of a study from what is finished; what is missing is named and makes its claims inconclusive.
+
+    Args:
+        frames: tables of the finished steps.
+        study: the study with its registered analysis.
+        missing: planned steps without a valid result, as rows or {step id: (state, why)}; results they left behind are not used. Planned
+            steps without a result that are not named here count as `todo`.
+        now: time stamp of the findings (ISO 8601).
+    """
+    absent = _all_missing(frames, as_missing(missing))
+    frames = frames.without(row.step for row in absent)
+    spec, planned = study.analysis, len(frames.planned)
+    done = planned - len(absent)
+    qualities = [task_quality(frames, study, task) for task in study.tasks]
+    quality_tasks, quality_all = quality_claims(qualities, study)
+    drift_tasks, drift_all = drift_claims(frames, study, qualities)
+    overhead = overhead_claim(frames, study)
+    gate_failed = any(q.gate_failed(spec.reference_method) for q in qualities)
+    whole = hypothesis(quality_all, drift_all, overhead, gate_failed, spec)
+    claims = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
+    drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
+    material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
+    rows = task_rows(frames, study)
+    return Findings(
+        study=study.name, title=study.title or study.name, generated=now, complete=not absent, steps_done=done, steps_planned=planned,
+        missing=absent, answer=answer(claims, spec, done, planned), claims=claims, table=rows, baselines=baseline_rows(frames, study),
+        costs=cost_rows(frames, study), serving=serving_rows(frames, study), statistics=_statistics(material, rows, absent),
+        disagreements=[plain(d) for d in disagreements(frames, study)], red_flags=red_flags(frames, study, qualities, claims),
+        limitations=limitations(frames, study, qualities, claims, rows, planned, done),
+    )  # fmt: skip
+
+
+def _all_missing(frames: Frames, named: list[Missing]) -> list[Missing]:
+    """Named missing steps of the plan in plan order, and planned steps without a result."""
+    by_step, finished = {row.step: row for row in named}, set(frames.steps.step_id)
+    return [
+        by_step.get(step) or Missing(step=step, state="todo", why="no result yet")
+        for step in frames.planned
+        if step in by_step or step not in finished
+    ]
+
+
+def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing]) -> dict[str, Table]:
+    """Every table that has rows, in the order of reading."""
+    found: dict[str, Any] = {
+        "gate": tables.gate_table(m),
+        "multiplicity": tables.multiplicity_table(m),
+        "quality_sensitivity": tables.quality_sensitivity_table(m),
+        "drift_sensitivity": tables.drift_sensitivity_table(m),
+        "power": tables.power_table(m),
+        "planned_power": tables.planned_power_table(m),
+        "mean_gap": tables.gap_table(m),
+        "effect_sizes": tables.effect_table(m),
+        "mcnemar": tables.mcnemar_table(m),
+        "f1_randomisation": tables.f1_table(m),
+        "anova": tables.anova_table(m),
+        "ablation": tables_runs.ablation_table(m, rows),
+        "correlations": tables_runs.correlation_table(m),
+        "correlation_matrix": tables_runs.correlation_matrix(m),
+        "frontier": tables_runs.frontier_table(m),
+        "noise_floor": tables_runs.noise_table(m),
+        "tie_check": tables_runs.tie_table(m),
+        "overhead": tables_runs.overhead_table(m),
+        "overhead_scaling": tables_runs.scaling_table(m),
+        "merge": tables_runs.merge_table(m),
+        "rank_utilisation": tables_runs.rank_table(m),
+        "leakage": tables_runs.leakage_table(m),
+        "runs": tables_runs.runs_table(m, absent),
+    }
+    return {name: entry for name, entry in found.items() if entry["rows"]}

@@ -1,0 +1,322 @@
+"""Statistics tables on quality and drift: what stands beside the registered verdicts, each with what it may and may not be used for."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tunescope.study.schema import Study
+
+from .drift import drift_test, seed_test
+from .effects import anova, cohens_dz, mcnemar, paired_anova
+from .findings import Claim
+from .frames import Frames
+from .inference import Array, bonferroni, f1_from_counts, holm, relative_test, t_test
+from .power import PLANNED, components, detectable_margin, power
+from .quality import TaskQuality
+from .resampling import PermutationTest, approximate_randomisation, multi_bootstrap, sign_flip
+from .scores import DriftPair, Paired, paired_scores, positive_label
+
+Table = dict[str, Any]
+CANNOT = "cannot be decided by this test"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the tables are made from."""
+
+    frames: Frames
+    study: Study
+    qualities: list[TaskQuality]
+    drifts: list[DriftPair]
+    claims: list[Claim]
+    diverged: tuple[str, ...]
+    """Final runs whose training loss did not fall or that went wrong, as step ids."""
+
+    @property
+    def paired(self) -> list[Paired]:
+        """Tasks with at least one paired seed."""
+        return [q.scores for q in self.qualities if q.scores is not None]
+
+    @property
+    def testable(self) -> list[Paired]:
+        """Tasks with at least two paired seeds and two groups of examples."""
+        return [s for s in self.paired if len(s.seeds) > 1 and len(set(s.groups)) > 1]
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str, steps: Iterable[str]) -> Table:
+    """A table as plain data: rows are lists in the order of the columns; what is not finite becomes None."""
+    return {
+        "title": title,
+        "columns": list(columns),
+        "rows": [[plain(v) for v in row] for row in rows],
+        "note": note,
+        "steps": sorted(set(steps)),
+    }
+
+
+def plain(value: Any) -> Any:
+    """JSON types only: numpy scalars become Python's, non-finite numbers None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    return None if value is pd.NA else value
+
+
+def _steps(items: Iterable[Paired | DriftPair]) -> list[str]:
+    return [s for item in items for s in item.steps]
+
+
+def gate_table(m: Material) -> Table:
+    """Did each method learn anything? Both against the majority class and the untuned base."""
+    rows = [
+        (g.task, g.method, g.system, g.method_mean, g.system_mean, g.test.estimate, g.test.p, g.passed) for q in m.qualities for g in q.gate
+    ]
+    note = "One-sided crossed t on paired scores. Where the reference method fails either line, its quality comparison means nothing."
+    columns = ("task", "method", "system", "method mean", "system mean", "difference", "p", "beats it")
+    return table(
+        "Gate: methods against the majority class and the untuned base",
+        columns,
+        rows,
+        note,
+        (s for q in m.qualities for g in q.gate for s in g.steps),
+    )
+
+
+def mcnemar_table(m: Material) -> Table:
+    """Exact and mid-p McNemar per task and seed."""
+    rows = []
+    found = [s for s in (paired_scores(m.frames, q.task, "exact_match", *_methods(m)) for q in m.qualities) if s is not None]
+    for s in found:
+        for k, seed in enumerate(s.seeds):
+            a, b = s.candidate_SN[k] > 0.5, s.reference_SN[k] > 0.5
+            test = mcnemar(int((a & ~b).sum()), int((~a & b).sum()))
+            rows.append((s.task, seed, test.n10, test.n01, test.p_exact, test.p_mid, test.odds_ratio, *test.interval))
+    columns = ("task", "seed", *(f"only {name} right" for name in _methods(m)), "p exact", "p mid", "odds ratio", "95 % low", "95 % high")
+    note = "Describes one pair of checkpoints each; never pooled over seeds, where its false-positive rate reaches 8 to 62 %."
+    return table("McNemar per task and seed", columns, rows, note, _steps(found))
+
+
+def _methods(m: Material) -> tuple[str, str]:
+    return m.study.analysis.candidate_method, m.study.analysis.reference_method
+
+
+def f1_table(m: Material) -> Table:
+    """Approximate randomisation of F1 per task and seed."""
+    rows: list[tuple[Any, ...]] = []
+    steps: list[str] = []
+    for index, q in enumerate(m.qualities):
+        s = paired_scores(m.frames, q.task, "f1", *_methods(m))
+        if s is None:
+            continue
+        steps += s.steps
+        for k, seed in enumerate(s.seeds):
+            rng = np.random.default_rng([index, k])
+            test = _f1_test(m, s, k, rng)
+            rows.append((q.task, seed, test.statistic, test.p, test.attainable_p, test.draws, _decision(test, m.study.analysis.alpha)))
+    columns = ("task", "seed", "F1 difference", "p", "attainable p", "draws", "at alpha")
+    note = "Two-sided, systems swapped within each example; token F1 for SQuAD, F1 of the positive class elsewhere."
+    return table("Approximate randomisation test of F1", columns, rows, note, steps)
+
+
+def _decision(test: PermutationTest, alpha: float) -> str:
+    if not test.decides(alpha):
+        return CANNOT
+    return "rejects" if test.p <= alpha else "does not reject"
+
+
+def _f1_test(m: Material, s: Paired, k: int, rng: np.random.Generator) -> PermutationTest:
+    draws = max(9_999, m.study.analysis.permutation_draws)
+    positive = positive_label(s.task)
+    rows = m.frames.predictions
+    steps = s.steps[k], s.steps[len(s.seeds) + k]
+    if positive is None or rows[rows.step_id == steps[0]].f1.notna().any():
+        return approximate_randomisation(s.candidate_SN[k], s.reference_SN[k], draws=draws, rng=rng)
+    counts = [_counts(rows[rows.step_id == step], s.example_ids, positive) for step in steps]
+    score: Callable[[Array], Array] = lambda sums: f1_from_counts(sums[:, 0], sums[:, 1])  # noqa: E731
+    return approximate_randomisation(counts[0], counts[1], score=score, draws=draws, rng=rng)
+
+
+def _counts(rows: pd.DataFrame, ids: Sequence[str], positive: str) -> Array:
+    """True positives and predicted plus gold positives per example."""
+    rows = rows.drop_duplicates("example_id").set_index("example_id").reindex(list(ids))
+    predicted, gold = (rows.prediction == positive).to_numpy(bool), (rows.label == positive).to_numpy(bool)
+    return np.stack([predicted & gold, predicted.astype(int) + gold], axis=1).astype(np.float64)
+
+
+def multiplicity_table(m: Material) -> Table:
+    """Raw, Holm and Bonferroni p of the per-task claims, and their opposites."""
+    rows = []
+    for dimension in ("quality", "drift"):
+        claims = [c for c in m.claims if c.dimension == dimension and c.task]
+        raw, opposite = [c.p for c in claims], [c.p_opposite for c in claims]
+        columns = zip(claims, raw, holm(raw), bonferroni(raw), opposite, holm(opposite), strict=True)
+        rows += [(c.id, *values, c.verdict) for c, *values in columns]
+    names = ("claim", "p", "Holm", "Bonferroni", "p opposite", "Holm opposite", "verdict")
+    note = (
+        "Families are the tasks within a dimension. Verdicts use Holm with every claim that may not be decided counted as 1; here all p "
+        "values enter as they are."
+    )
+    return table("Corrections for several tasks", names, rows, note, (s for c in m.claims if c.task for s in c.steps))
+
+
+def gap_table(m: Material) -> Table:
+    """Equal-weight mean of relative quality gaps."""
+    gaps = {s.task: _relative_gaps(s) for s in m.paired}
+    rows = [(task, len(v), float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else None, None, None) for task, v in gaps.items()]
+    if gaps and min(len(v) for v in gaps.values()) > 1:
+        mean = float(np.mean([v.mean() for v in gaps.values()]))
+        variances = [float(v.var(ddof=1)) / len(v) for v in gaps.values()]
+        total = sum(variances)
+        df = total**2 / sum(x**2 / (len(v) - 1) for x, v in zip(variances, gaps.values(), strict=True)) if total > 0 else 1.0
+        from scipy import stats
+
+        half = float(stats.t.ppf(0.95, df)) * total**0.5 / len(gaps)
+        rows.append(("all tasks, equal weight", sum(len(v) for v in gaps.values()), mean, None, mean - half, mean + half))
+    note = "Relative gap = (reference - candidate) / reference, over runs. Descriptive: the mean hides the weakest task."
+    return table("Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, _steps(m.paired))
+
+
+def _relative_gaps(s: Paired) -> Array:
+    reference = s.reference_SN.mean(axis=1)
+    return (reference - s.candidate_SN.mean(axis=1))[reference > 0] / reference[reference > 0]
+
+
+def effect_table(m: Material) -> Table:
+    """Hedges-corrected d_z over seeds."""
+    measured = [("quality", s.task, s.candidate_SN.mean(axis=1) - s.reference_SN.mean(axis=1)) for s in m.paired]
+    measured += [("drift", d.task, d.candidate_S - d.reference_S) for d in m.drifts]
+    rows = []
+    for dimension, task, differences in measured:
+        found = cohens_dz(differences)
+        if found is not None:
+            rows.append((dimension, task, len(differences), float(differences.mean()), found[0], *found[1]))
+    note = "d_z of candidate minus reference over seeds, exact Hedges correction, noncentral t limits."
+    columns = ("dimension", "task", "seeds", "mean difference", "d_z", "95 % low", "95 % high")
+    return table("Effect sizes over seeds", columns, rows, note, [*_steps(m.paired), *_steps(m.drifts)])
+
+
+def anova_table(m: Material) -> Table:
+    """Exploratory analysis of variance of the primary metric."""
+    runs = [
+        {"method": method, "task": s.task, "value": value}
+        for s in m.paired
+        for method, values in zip(_methods(m), (s.candidate_SN, s.reference_SN), strict=True)
+        for value in values.mean(axis=1)
+    ]
+    gaps = [{"task": s.task, "value": value} for s in m.paired for value in _relative_gaps(s)]
+    found = (anova(pd.DataFrame(runs)) if runs else []) + (paired_anova(pd.DataFrame(gaps)) if gaps else [])
+    columns = ("effect", "df", "F", "p", "partial_eta2", "partial_omega2")
+    note = (
+        "Exploratory: tasks are not a sample and their metrics differ. Seeds pair, so the line on paired relative differences is the "
+        "sharper one. Two methods need no post-hoc test."
+    )
+    return table("Analysis of variance, method x task", columns, [[row[c] for c in columns] for row in found], note, _steps(m.paired))
+
+
+def power_table(m: Material) -> Table:
+    """Smallest margin each task's design can confirm, and the power at equal methods."""
+    spec, rows = m.study.analysis, []
+    for s in m.testable:
+        candidate, reference = s.units()
+        sd, mean = components(candidate - spec.quality_retained * reference), float(reference.mean())
+        n = candidate.shape[1]
+        at = [power(sd, (1 - spec.quality_retained) * mean, seeds, n, spec.alpha) for seeds in (3, 5, 10)]
+        margin = detectable_margin(sd, mean, len(s.seeds), n, alpha=spec.alpha)
+        rows.append((s.task, len(s.seeds), n, sd.seeds, sd.examples, sd.residual, margin, *at))
+    columns = (
+        "task",
+        "seeds",
+        "units",
+        "sd seeds",
+        "sd units",
+        "sd residual",
+        "detectable margin",
+        "power 3 seeds",
+        "power 5 seeds",
+        "power 10 seeds",
+    )
+    note = (
+        "Chance of confirming the registered margin if both methods were truly equal, and the smallest relative margin confirmed in "
+        "80 % of studies, from the standard deviations found here; nothing is computed from the observed effect."
+    )
+    return table("Power and minimum detectable margin of the quality test", columns, rows, note, _steps(m.testable))
+
+
+def planned_power_table(m: Material) -> Table:
+    """Power stated before the runs, for the official test sets."""
+    rows = [(task, seeds, *limits) for task in m.study.tasks for seeds, limits in PLANNED[task].items()]
+    note = "True difference 0, margin 3 %, one-sided 0.05, official test sets, assumed standard deviations."
+    return table("Power stated before the runs", ("task", "seeds", "power from", "power to"), rows, note, ())
+
+
+def quality_sensitivity_table(m: Material) -> Table:
+    """The quality claim under other procedures."""
+    rows: list[tuple[Any, ...]] = []
+    for index, s in enumerate(m.testable):
+        rows += [(s.task, *row) for row in _quality_rows(m, s, np.random.default_rng([index, 7]))]
+    columns = ("task", "procedure", "ratio", "90 % low", "90 % high", "p", "attainable p", "at alpha")
+    note = "Beside the registered test, never instead of it. A bootstrap or sign flip over few seeds is too narrow or cannot decide."
+    return table("Sensitivity of the quality claim", columns, rows, note, _steps(m.testable))
+
+
+def _quality_rows(m: Material, s: Paired, rng: np.random.Generator) -> list[tuple[Any, ...]]:
+    spec = m.study.analysis
+    candidate, reference = s.units()
+    means = candidate.mean(axis=1), reference.mean(axis=1)
+    rows = [_ratio_row("registered test", relative_test(candidate, reference, margin=spec.quality_retained), spec.alpha)]
+    limits, p = multi_bootstrap(candidate, reference, margin=spec.quality_retained, rng=rng)
+    ratio = means[0].mean() / means[1].mean() if means[1].mean() > 0 else None
+    rows.append(("multi-bootstrap over seeds and examples", ratio, *limits, p, None, None))
+    rows.append(_ratio_row("t over seeds only", seed_test(*means, spec.quality_retained, "greater"), spec.alpha))
+    flip = sign_flip(means[0] - spec.quality_retained * means[1], rng=rng)
+    rows.append(("sign flip over seeds, margin subtracted", ratio, None, None, flip.p, flip.attainable_p, _decision(flip, spec.alpha)))
+    if s.articles is not None and 2 <= len(set(s.articles)) < len(set(s.groups)):
+        rows.append(_ratio_row("clustered by article", relative_test(*s.units(s.articles), margin=spec.quality_retained), spec.alpha))
+    kept = [k for k in range(len(s.seeds)) if not {s.steps[k], s.steps[len(s.seeds) + k]} & set(m.diverged)]
+    if 2 <= len(kept) < len(s.seeds):
+        trimmed = relative_test(candidate[kept], reference[kept], margin=spec.quality_retained)
+        rows.append(_ratio_row(f"without {len(s.seeds) - len(kept)} diverged seeds", trimmed, spec.alpha))
+    return rows
+
+
+def _ratio_row(name: str, test: Any, alpha: float) -> tuple[Any, ...]:
+    p = test.contrast.p
+    return (name, test.ratio, *test.interval, p, None, None if p is None else "rejects" if p <= alpha else "does not reject")
+
+
+def drift_sensitivity_table(m: Material) -> Table:
+    """The drift claim under other procedures."""
+    rows: list[tuple[Any, ...]] = []
+    found = [d for d in m.drifts if len(d.seeds) > 1]
+    for index, d in enumerate(found):
+        rows += [(d.task, *row) for row in _drift_rows(m, d, np.random.default_rng([index, 11]))]
+    columns = ("task", "procedure", "ratio", "90 % low", "90 % high", "p", "attainable p", "at alpha")
+    note = "Ratio D_candidate / D_reference. Beside the registered test, never instead of it."
+    return table("Sensitivity of the drift claim", columns, rows, note, _steps(found))
+
+
+def _drift_rows(m: Material, d: DriftPair, rng: np.random.Generator) -> list[tuple[Any, ...]]:
+    spec = m.study.analysis
+    margin = 1 - spec.drift_reduction
+    registered = drift_test(d, spec.drift_reduction)
+    rows = [_ratio_row(f"registered test ({registered[1]})", registered[0], spec.alpha)] if registered else []
+    rows.append(_ratio_row("t over seeds only", seed_test(d.candidate_S, d.reference_S, margin), spec.alpha))
+    ratio = d.candidate_S.mean() / d.reference_S.mean() if d.reference_S.mean() > 0 else None
+    if (d.candidate_S > 0).all() and (d.reference_S > 0).all():
+        logs = np.log(d.candidate_S / d.reference_S)
+        test, limits = t_test(logs - math.log(margin), "less"), t_test(logs).interval()
+        bounds = [None if x is None else math.exp(x) for x in limits]
+        decision = None if test.p is None else "rejects" if test.p <= spec.alpha else "does not reject"
+        rows.append(("t over seeds on log ratios", math.exp(logs.mean()), *bounds, test.p, None, decision))
+    flip = sign_flip(margin * d.reference_S - d.candidate_S, rng=rng)
+    rows.append(("sign flip over seeds, margin subtracted", ratio, None, None, flip.p, flip.attainable_p, _decision(flip, spec.alpha)))
+    return rows

@@ -1,0 +1,232 @@
+"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, ablations, serving twins."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tunescope.serve.overhead import finished, overhead_ratio, tie_check
+
+from .correlate import correlations
+from .findings import Missing, TaskRow
+from .frames import Frames
+from .frontier import RunPoint, frontier
+from .inference import Interval
+from .overhead import launch_rows, registered_cells
+from .scores import scalar, scalars
+from .serving import overhead_summary
+from .tables import Material, Table, table
+
+
+def points(m: Material) -> list[RunPoint]:
+    """Every finished training run as a point, with its task's registered metric as quality."""
+    metrics = m.study.analysis.primary_metric
+    return [p for task in m.study.tasks for p in frontier(m.frames, task, metrics.get(task, "accuracy"))]
+
+
+def correlation_table(m: Material) -> Table:
+    """Quality against drift: within task first."""
+    found = correlations(points(m))
+    names = {
+        "within": ("test quality ~ drift, final runs", "within task (repeated measures)"),
+        "pooled": ("test quality ~ drift, final runs", "pooled"),
+        "selection_loss_within": ("selection loss ~ drift, all runs", "within task (repeated measures)"),
+        "selection_loss_pooled": ("selection loss ~ drift, all runs", "pooled"),
+    }
+    rows = [(*names[key], v["n"], v["r"], *v["interval"], v["df"], v["p"]) for key in names if (v := found[key]) is not None]
+    columns = ("what", "form", "runs", "r", "95 % low", "95 % high", "df", "p")
+    note = "The within-task line is the one to read: the pooled r mixes in differences between tasks. Both methods' runs enter."
+    return table("Correlation of quality and drift over runs", columns, rows, note, found["steps"])
+
+
+def correlation_matrix(m: Material) -> Table:
+    """Pearson correlations of run scalars, task means removed."""
+    import pandas as pd
+
+    runs = [p for p in points(m) if p.role == "final"]
+    names = ("wall_s", "trainable_parameters", "clipped_share", "best_step")
+    frame = pd.DataFrame(
+        [
+            {"task": p.task, "quality": p.quality, "selection_loss": p.selection_loss, "drift": p.drift}
+            | {name: scalar(m.frames, p.step, name) for name in names}
+            for p in runs
+        ],
+        columns=["task", "quality", "selection_loss", "drift", *names],
+    )
+    values = frame.drop(columns="task").astype(float)
+    matrix = (values - values.groupby(frame.task).transform("mean")).corr(min_periods=4)
+    rows = [(name, *matrix.loc[name]) for name in matrix.index] if len(frame) else []
+    note = "Final runs, task means removed; an empty cell does not vary or has fewer than four runs. Exploratory."
+    return table("Correlation matrix over final runs", ("", *matrix.columns), rows, note, [p.step for p in runs])
+
+
+def frontier_table(m: Material) -> Table:
+    """The quality-drift frontier, one row per run."""
+    found = points(m)
+    columns = (
+        "task",
+        "method",
+        "role",
+        "seed",
+        "learning_rate",
+        "batch_size",
+        "selection_loss",
+        "quality",
+        "drift",
+        "selected",
+        "frontier",
+    )
+    rows = [[getattr(p, c) for c in columns] for p in found]
+    note = "Drift depends first of all on the learning rate. `frontier`: no run of the task has both lower selection loss and lower drift."
+    return table("Quality-drift frontier", columns, rows, note, (p.step for p in found))
+
+
+def noise_table(m: Material) -> Table:
+    """Base against base: the resolution of the drift scalar, beside the drift found."""
+    noise, pooling = m.frames.noise, m.study.drift.primary_pooling
+    chosen = noise[(noise.measure == "cka_drift_debiased") & (noise.pooling == pooling) & (noise.layer > 0)]
+    rows: list[tuple[Any, ...]] = []
+    smallest = {d.task: float(min(d.candidate_S.min(), d.reference_S.min())) for d in m.drifts}
+    for (task, condition), group in chosen.groupby(["task", "condition"], sort=False):
+        floor = float(group.value.mean())
+        drift = smallest.get(str(task))
+        rows.append((task, condition, floor, drift, None if drift is None else ("below resolution" if drift <= floor else "above")))
+    columns = ("task", "condition", "base against base", "smallest drift of a run", "drift is")
+    note = "Registered scalar of the untuned model against itself under another batch size, padding side or precision."
+    return table("Noise floor of drift", columns, rows, note, chosen.step_id.unique())
+
+
+def merge_table(m: Material) -> Table:
+    """Merged against adapter model, per adapter run."""
+    rows, steps = [], []
+    for step, outputs, row in _final_runs(m.frames):
+        gap, agreement = scalar(m.frames, step, "merge_max_abs_logit_difference"), scalar(m.frames, step, "merge_label_agreement")
+        if gap is not None or agreement is not None:
+            steps.append(step)
+            rows.append((row.task, row.method, int(row.seed), gap, agreement, base_unchanged(outputs)))
+    columns = ("task", "method", "seed", "max |logit difference|", "label agreement", "base unchanged")
+    note = f"Tolerance {_tolerance(m):g} on logits in fp32. `base unchanged`: the hash of the frozen weights before and after training."
+    return table("Merge equivalence of adapters", columns, rows, note, steps)
+
+
+def _tolerance(m: Material) -> float:
+    return m.study.serving.merge_tolerance_fp32 if m.study.serving else 1e-4
+
+
+def base_unchanged(outputs: dict[str, Any]) -> bool | None:
+    """Whether an adapter run left the base weights as they were; None when it was not recorded."""
+    found = outputs.get("base_unchanged")
+    if isinstance(found, dict):
+        return bool(found.get("ok", found.get("before") == found.get("after")))
+    return None if found is None else bool(found)
+
+
+def _final_runs(frames: Frames) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    runs = frames.steps[(frames.steps.kind == "train") & (frames.steps.role == "final")]
+    for row in runs.itertuples():
+        yield str(row.step_id), row.outputs, row
+
+
+def rank_table(m: Material) -> Table:
+    """How much of the adapter's rank is used."""
+    rows, steps = [], []
+    for step, _, row in _final_runs(m.frames):
+        share = scalar(m.frames, step, "rank_utilisation")
+        if share is not None:
+            steps.append(step)
+            rows.append((row.task, row.method, int(row.seed), share))
+    note = "Mean over adapted matrices of effective rank over rank, from the singular values of B A."
+    return table("Rank utilisation", ("task", "method", "seed", "utilisation"), rows, note, steps)
+
+
+def leakage_table(m: Material) -> Table:
+    """Duplicates between splits, as the data steps counted them."""
+    rows, steps = [], []
+    for task in m.study.tasks:
+        for step in m.frames.of_kind("data", task):
+            steps.append(step)
+            found = m.frames.outputs(step).get("leakage") or {}
+            rows += [(task, pair, v.get("exact"), v.get("normalised")) for pair, v in found.items() if isinstance(v, dict)]
+    columns = ("task", "splits", "exact duplicates", "normalised duplicates")
+    return table("Duplicates between splits", columns, rows, "Counted and kept: the publishers' splits are used as they are.", steps)
+
+
+def ablation_table(m: Material, rows_of: list[TaskRow]) -> Table:
+    """Every method against the reference method, for studies with more than two."""
+    reference = {r.task: r for r in rows_of if r.method == m.study.analysis.reference_method}
+    rows = []
+    for r in rows_of:
+        base = reference.get(r.task)
+        relative = r.quality_mean / base.quality_mean if r.quality_mean and base and base.quality_mean else None
+        ratio = r.drift_mean / base.drift_mean if r.drift_mean and base and base.drift_mean else None
+        adapter = m.study.methods[r.method].adapter
+        setting = (adapter.r, adapter.lora_alpha, _targets(adapter.target_modules)) if adapter else (None, None, "all weights")
+        rows.append((r.task, r.method, *setting, r.n_seeds, r.quality_mean, relative, r.drift_mean, ratio, r.trainable_parameters))
+    columns = ("task", "method", "rank", "alpha", "modules", "seeds", "quality", "quality ratio", "drift", "drift ratio", "trainable")
+    note = "Ratios to the reference method's mean over seeds; descriptive. Only the registered candidate carries a claim."
+    return table("Methods and ablations", columns, rows, note, (s for r in rows_of for s in r.steps))
+
+
+def _targets(modules: Any) -> str:
+    return modules if isinstance(modules, str) else ", ".join(modules)
+
+
+def tie_table(m: Material) -> Table:
+    """Arms of identical shape, which must tie."""
+    found = tie_check(launch_rows(m.frames))
+    rows = [(*pair["arms"], pair["launches"], pair["ratio"], *pair["interval"], pair["ties"]) for pair in found["pairs"]]
+    note = f"Twins that do not tie void the overhead claim; {found['note']}."
+    columns = ("arm", "against", "launches", "ratio", "99 % low", "99 % high", "tie")
+    return table("Serving arms of identical shape", columns, rows, note, m.frames.of_kind("serve"))
+
+
+def overhead_table(m: Material) -> Table:
+    """Every arm against the registered baseline arm over the registered cells, and in batches of 1."""
+    spec, launches, rows = m.study.analysis, launch_rows(m.frames), []
+    for arm in dict.fromkeys(row["arm"] for row in finished(launches)):
+        for cells in (registered_cells(m.study), [(1, spec.overhead_prompt_length, "greedy")]):
+            found = overhead_ratio(launches, arm, spec.overhead_baseline_arm, cells) if arm != spec.overhead_baseline_arm else None
+            if found is not None:
+                rows.append((arm, ", ".join(str(c[0]) for c in cells), found.launches, found.ratio - 1, *_less_one(found.interval)))
+    columns = ("arm", "batch sizes", "launches", "overhead", "90 % low", "90 % high")
+    note = f"Time per token over {spec.overhead_baseline_arm} less 1, prompts of {spec.overhead_prompt_length}, greedy."
+    return table("Overhead by arm", columns, rows, note, m.frames.of_kind("serve"))
+
+
+def _less_one(interval: Interval) -> Interval:
+    low, high = interval
+    return None if low is None else low - 1, None if high is None else high - 1
+
+
+def scaling_table(m: Material) -> Table:
+    """Overhead against the number of adapters, and where merging becomes cheaper."""
+    found = overhead_summary(m.frames, m.study)
+    model, even = found.get("model"), found.get("break_even")
+    rows: list[tuple[Any, ...]] = []
+    if model:
+        rows.append(("intercept (OLS, HC3)", model["intercept"], *model["intercept_interval"]))
+        rows.append(("slope per adapter (OLS, HC3)", model["slope"], *model["slope_interval"]))
+        rows.append(("slope per adapter (Theil-Sen)", model["theil_sen_slope"], *model["theil_sen_interval"]))
+        rows.append(("lack of fit, p", model["lack_of_fit_p"], None, None))
+    if even:
+        rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
+    note = " ".join(found.get("recommendations", []))
+    return table(
+        "Overhead against the number of adapters", ("what", "value", "90 % low", "90 % high"), rows, note, m.frames.of_kind("serve")
+    )
+
+
+def runs_table(m: Material, missing: list[Missing]) -> Table:
+    """Runs that are missing, failed or went wrong: kept, counted, named."""
+    rows = [(step, "diverged", _divergence(m.frames, step)) for step in m.diverged]
+    rows += [(row.step, row.state, row.why) for row in missing if row.step.startswith("train/")]
+    note = "Diverged runs stay in every registered test; a sensitivity line leaves their seeds out."
+    return table("Dropped and diverged runs", ("run", "state", "why"), rows, note, m.diverged)
+
+
+def diverged_runs(frames: Frames) -> tuple[str, ...]:
+    """Final runs whose training loss ended no lower than it began."""
+    return tuple(step for step, _, _ in _final_runs(frames) if _divergence(frames, step))
+
+
+def _divergence(frames: Frames, step: str) -> str:
+    first, last = (next(iter(scalars(frames, [step], name)), None) for name in ("train_loss_first", "train_loss_last"))
+    return f"training loss {first:.3g} to {last:.3g}" if first is not None and last is not None and last >= first else ""
