@@ -1,12 +1,13 @@
 """Pooled states of one probe, and their safetensors file."""
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tunescope.drift.gram import Array, Gram, StatesError
 from tunescope.errors import PrerequisiteError
@@ -62,13 +63,23 @@ def save_states(path: Path, states: ProbeStates, *, extras: bool = True) -> Path
         tensors |= {f"extra.{name}": np.ascontiguousarray(v) for name, v in sorted(states.extras.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(
-        tensors, partial, metadata={"probe_sha256": states.probe_sha256, "convention": states.convention, "task": states.task}
-    )
-    with partial.open("rb") as stream:
+    metadata = {"probe_sha256": states.probe_sha256, "convention": states.convention, "task": states.task}
+    with partial.open("wb") as stream:
+        stream.write(_ordered(save(tensors, metadata=metadata)))
+        stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)
     return path
+
+
+def _ordered(data: bytes) -> bytes:
+    """safetensors writes metadata in random order; in sorted order equal states give equal bytes, so a step's digest can be compared."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_states(path: Path, *, probe_sha256: str | None = None, extras: bool = True) -> ProbeStates:
