@@ -124,7 +124,7 @@ class LiveDisplay(PlainDisplay):
         done = sum(self._states[i].status in ("done", "failed", "blocked") for i in self._ids)
         left = remaining_s(self._states, self._running, self._ids, self._slots, time.monotonic())
         head = Table.grid(padding=(0, 1))
-        eta = "about " + duration(left) + " left" if left is not None else "time left: known after the first step of each kind"
+        eta = f"about {duration(max(left, 1))} left" if left is not None else "time left: known after the first step of each kind"
         head.add_row(ProgressBar(total=max(1, len(self._ids)), completed=done, width=30), f"{done}/{len(self._ids)} steps", eta)
         rows = Table.grid(padding=(0, 2))
         for step_id, since in self._running.items():
@@ -164,9 +164,20 @@ def counts(states: Iterable[StepState]) -> str:
 
 
 def status_lines(states: States, ids: Iterable[str]) -> list[str]:
-    """One line per step that is not done, then red flags of finished ones, then the counts."""
-    chosen = [states[i] for i in states if i in set(ids)]
-    rows = [f"{s.status:<8}{s.step.id}{'  ' + _status_detail(s) if _status_detail(s) else ''}" for s in chosen if s.status != "done"]
+    """A line per step that is not done (many waiting ones of a kind and task share one), then red flags, then the counts."""
+    wanted = set(ids)
+    chosen = [s for i, s in states.items() if i in wanted]
+    waiting: dict[str, list[StepState]] = {}
+    rows = []
+    for state in chosen:
+        if state.status == "todo" and state.fingerprint is None:
+            waiting.setdefault("/".join(filter(None, [state.step.kind, state.step.task])), []).append(state)
+        elif state.status != "done":
+            rows.append(f"{state.status:<8}{state.step.id}  {_status_detail(state)}".rstrip())
+    for group, members in waiting.items():
+        first = members[0]
+        name = first.step.id if len(members) == 1 else f"{group}  {len(members)} steps, the first"
+        rows.append(f"todo    {name}  {first.why}")
     flags = [f"flag    {s.step.id}  {note}" for s in chosen if s.finished for note in s.finished.result["notes"]]
     return [*rows, *flags, counts(chosen)]
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from .session import Session
 
+OUTPUT_LINES = 30
+
 
 def details(session: Session, step_id: str, study: str, overrides: Sequence[str]) -> dict[str, Any]:
     """One step as JSON types: state, inputs, numbers, log, artefacts, command."""
@@ -48,7 +50,10 @@ def _result_lines(result: dict[str, Any] | None) -> list[str]:
     for group in ("metrics", "resources"):
         rows.append(f"{group}:")
         rows += [f"  {m['name']:<32}{_number(m['value']):>14} {m['unit']:<14}{m['split'] or ''}" for m in result[group]]
-    rows += ["outputs:", *(f"  {line}" for line in _flat(result["outputs"]))]
+    outputs = [f"  {line}" for line in _flat(result["outputs"])]
+    rows += ["outputs:", *outputs[:OUTPUT_LINES]]
+    if len(outputs) > OUTPUT_LINES:
+        rows.append(f"  … {len(outputs) - OUTPUT_LINES} more lines (--json shows all)")
     return [*rows, f"digest   {result['digest']}", *(f"flag     {note}" for note in result["notes"])]
 
 

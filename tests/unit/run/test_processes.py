@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -163,3 +164,46 @@ def test_the_fork_server_runs_real_data_steps(tmp_path):
     assert done.returncode == 0, done.stderr
     provenance = read_json(tmp_path / "runs" / "quickstart" / "steps" / "data" / "rte" / "provenance.json")
     assert provenance["packages"]["torch"] and provenance["threads"] == 1 and provenance["data"]["source"] == "sample"
+
+
+TINY = ["training.max_steps=4", "training.eval_every=2", "training.checkpoint_every=2", "training.log_every=1", "drift.probe_examples=20",
+        "drift.every=2", "drift.early_steps=[1]", "seeds=[42]", "execution.tracking.wandb=off",
+        "tasks.sst2.limits={train: 32, selection: 16, test: 16}"]  # fmt: skip
+ONE_RUN = "train/sst2/lora/search-lr0.003-bs16/seed-42"
+
+
+def tunescope(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tunescope", *arguments]
+
+
+def tiny_run(only: str) -> list[str]:
+    return tunescope("run", "quickstart", "--only", only, "--display", "plain", *(p for item in TINY for p in ("--set", item)))
+
+
+@pytest.mark.slow
+def test_forked_and_plain_workers_give_the_same_digest(tmp_path):
+    """The fork server is a way to start, never a way to compute."""
+    done = subprocess.run(tiny_run(ONE_RUN), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "quickstart" / "steps" / ONE_RUN
+    forked_result = read_json(folder / "result.json")
+    step = (folder / "step.json").read_text()
+    folder.rename(tmp_path / "forked")
+    folder.mkdir()
+    (folder / "step.json").write_text(step)
+    plain = tunescope("run-step", str(folder.relative_to(tmp_path)))
+    variables = {**os.environ, **worker_environment(1, "cpu")}
+    subprocess.run(plain, cwd=tmp_path, env=variables, check=True, timeout=240)
+    assert read_json(folder / "result.json")["digest"] == forked_result["digest"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_exit_130_and_leaves_no_worker(tmp_path):
+    driver = subprocess.Popen(tiny_run("train/sst2/*"), cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    steps = tmp_path / "runs" / "quickstart" / "steps"
+    workers = wait_for(lambda: [lease for p in steps.rglob("train/**/lease.json") if (lease := read_json(p))], 120)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(20) == 130
+    assert "goes on where this stopped" in driver.stderr.read()
+    for lease in workers:
+        wait_for(lambda lease=lease: not Process(lease["host"], lease["pid"], lease["started"]).alive(), 5)
