@@ -1,0 +1,97 @@
+"""Figures over single runs: selection loss against drift, and how the run scalars go together. Drawn from the findings' tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from .drawing import INK, MUTED, Chart, Material, NoData, legend_below, panels
+from .wording import decimals, task_name
+
+
+def _statistic(material: Material, name: str, lacking: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """One table of the findings and its steps.
+
+    Raises:
+        NoData: there is no such table.
+    """
+    entry = material.findings.statistics.get(name)
+    if not entry or not entry["rows"]:
+        raise NoData(lacking)
+    return pd.DataFrame(entry["rows"], columns=entry["columns"]), tuple(entry["steps"])
+
+
+def frontier(material: Material) -> Chart:
+    """Selection loss against drift for search and final runs; the selected marked, the non-dominated joined."""
+    lacking = "no run has both a drift and a selection loss yet"
+    runs, steps = _statistic(material, "frontier", lacking)
+    runs = runs.astype({"drift": float, "selection_loss": float}).dropna(subset=["drift", "selection_loss"])
+    tasks = [t for t in material.tasks if (runs.task == t).any()]
+    if not tasks:
+        raise NoData(lacking)
+    figure, axes = panels([task_name(t) for t in tasks], height=2.6)
+    said = []
+    for ax, task in zip(axes, tasks, strict=True):
+        mine = runs[runs.task == task]
+        best = mine[mine.frontier.astype(bool)].sort_values("drift")
+        ax.plot(best.drift, best.selection_loss, color=MUTED, lw=1, ls=(0, (4, 2)), zorder=1, label="not dominated")
+        for method in material.methods:
+            _points(ax, mine[mine.method == method], material, method)
+        ax.set_xlabel("drift (1 − CKA)")
+        ax.margins(0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        counts = best.method.value_counts()
+        said.append(f"{task_name(task)}: not dominated " + ", ".join(f"{counts[m]} of {m}" for m in material.methods if m in counts))
+    axes[0].set_ylabel("selection loss (nats/token)")
+    legend_below(figure, axes, 6)
+    caption = (
+        "All runs; lower left is better on both. Filled: final runs; open: search runs; ringed: the search run whose "
+        "setting was selected; dashed: runs that no other run beats on both."
+    )
+    return Chart("frontier", "Quality against drift", caption, "; ".join(said) + ".", steps, figure)
+
+
+def _points(ax: Axes, runs: pd.DataFrame, material: Material, method: str) -> None:
+    colour, marker, _ = material.look(method)
+    final, search = runs[runs.role == "final"], runs[runs.role == "search"]
+    ax.plot(search.drift, search.selection_loss, marker, color=colour, mfc="#ffffff", mew=1.2, ms=5, label=f"{method}, search")
+    ax.plot(final.drift, final.selection_loss, marker, color=colour, ms=5, alpha=0.9, label=f"{method}, final")
+    chosen = search[search.selected.astype(bool)]
+    ax.plot(chosen.drift, chosen.selection_loss, "o", color=INK, mfc="none", ms=10, mew=1, label="selected setting")
+
+
+def correlations(material: Material) -> Chart:
+    """Correlation matrix of the final runs' scalars, as the findings give it; scalars that do not vary are left out."""
+    lacking = "too few final runs for a correlation matrix"
+    table, steps = _statistic(material, "correlation_matrix", lacking)
+    table = table.set_index(table.columns[0]).astype(float)
+    table = table[[c for c in table.columns if c in table.index]].reindex(table.columns.intersection(table.index))
+    varying = [n for n in table.index if table.loc[n].drop(n).notna().any()]
+    if len(varying) < 2:
+        raise NoData(lacking)
+    matrix = table.loc[varying, varying].to_numpy()
+    names = [_UNITS.get(n, n.replace("_", " ")) for n in varying]
+    figure, (ax,) = panels([""], width=5.2, height=3.9)
+    _matrix(ax, matrix, names)
+    said = [f"{a} with {b} {decimals(float(matrix[i, j]), 2)}" for i, a in enumerate(names) for j, b in enumerate(names) if i < j]
+    caption = "Pearson correlations over final runs of both methods, task means removed; a contrast between methods shows up here too."
+    return Chart("correlations", "How the run scalars go together", caption, f"{'; '.join(said)}.", steps, figure)
+
+
+_UNITS = {"wall_s": "wall time"}
+
+
+def _matrix(ax: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
+    image = ax.imshow(matrix, cmap="PuOr", vmin=-1, vmax=1)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    for i, j in np.ndindex(matrix.shape):
+        dark = abs(matrix[i, j]) > 0.6
+        ax.text(j, i, decimals(float(matrix[i, j]), 2), ha="center", va="center", fontsize=8, color="#fefefe" if dark else "#111111")
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.85)
+    bar.outline.set_visible(False)  # type: ignore[operator]

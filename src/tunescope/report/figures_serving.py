@@ -1,0 +1,111 @@
+"""Figures of serving: overhead over the baseline arm, and how time per token, throughput and latency scale with the batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from tunescope.analysis.findings import ServingRow
+
+from .drawing import INK, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
+from .wording import arm_name, decimals, percent, percent_interval
+
+
+def _rows(material: Material) -> list[ServingRow]:
+    """Serving cells of the registered prompt length, greedy where there is a choice."""
+    rows = material.findings.serving
+    if not rows:
+        raise NoData("no serving launch is finished yet")
+    length = material.study.analysis.overhead_prompt_length
+    rows = [r for r in rows if r.prompt_length == length] or [r for r in rows if r.prompt_length == rows[0].prompt_length]
+    return [r for r in rows if r.sampling == "greedy"] or rows
+
+
+def _arms(rows: Sequence[ServingRow], material: Material) -> list[str]:
+    order = list(material.study.serving.arms) if material.study.serving else []
+    return sorted({r.arm for r in rows}, key=lambda a: (order.index(a) if a in order else 99, a))
+
+
+def overhead(material: Material) -> Chart:
+    """Extra time per token of each arm over the baseline arm, by batch size, with the registered limit."""
+    spec = material.study.analysis
+    rows = [r for r in _rows(material) if r.ratio_to_baseline is not None and r.arm != spec.overhead_baseline_arm]
+    if not rows:
+        raise NoData(f"no serving cell can be compared with the {spec.overhead_baseline_arm} arm")
+    sizes, arms = sorted({r.batch_size for r in rows}), _arms(rows, material)
+    figure, (ax,) = panels([""], height=3.2)
+    for k, arm in enumerate(arms):
+        colour, marker, _ = looks(k + 1)
+        mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
+        x = [sizes.index(r.batch_size) + (k - (len(arms) - 1) / 2) * 0.7 / len(arms) for r in mine]
+        y = [float(r.ratio_to_baseline or 1) - 1 for r in mine]
+        ax.errorbar(x, y, yerr=[*zip(*map(_reach, mine), strict=True)], fmt=marker, color=colour, ms=5.5, lw=1.4, label=arm_name(arm))
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.axhline(spec.overhead_limit, color=PALETTE[0], ls=(0, (4, 2)), lw=1.2, label=f"limit {percent(spec.overhead_limit, 0)}")
+    ax.set_xticks(range(len(sizes)), [f"batch {b}" for b in sizes])
+    ax.set_ylabel(f"time per token over {arm_name(spec.overhead_baseline_arm)}")
+    percent_axis(ax)
+    legend_below(figure, ax, 4)
+    alt = "; ".join(f"{arm_name(r.arm)} batch {r.batch_size}: {percent(_extra(r), sign=True)} {_limits(r)}" for r in rows)
+    caption = (
+        f"Extra time per token over the {arm_name(spec.overhead_baseline_arm)} arm, prompts of {rows[0].prompt_length} tokens, "
+        f"{rows[0].sampling}, with intervals over {max(r.launches for r in rows)} launches; dashed: the registered limit."
+    )
+    return Chart("overhead", "Serving overhead by arm and batch", caption, f"Overhead: {alt}.", _steps(rows), figure)
+
+
+def _extra(row: ServingRow) -> float:
+    return float(row.ratio_to_baseline or 1) - 1
+
+
+def _limits(row: ServingRow) -> str:
+    return percent_interval(tuple(None if x is None else x - 1 for x in row.ratio_interval) if row.ratio_interval else None)
+
+
+def _reach(row: ServingRow) -> tuple[float, float]:
+    """Distances from the ratio to its interval's ends."""
+    ratio = float(row.ratio_to_baseline or 1)
+    low, high = (ratio if x is None else x for x in row.ratio_interval or (None, None))
+    return max(ratio - low, 0.0), max(high - ratio, 0.0)
+
+
+def scaling(material: Material) -> Chart:
+    """Time per token, throughput and request latency against the batch size, a line per arm."""
+    rows = _rows(material)
+    arms = _arms(rows, material)
+    figure, axes = panels(["Time per token (ms)", "Throughput (tokens per s)", "Latency p50 to p99 (ms)"], height=2.7)
+    sizes = sorted({r.batch_size for r in rows})
+    for k, arm in enumerate(arms):
+        mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
+        apart = 0.6 * (k - (len(arms) - 1) / 2) / len(arms)  # so that bars can be told
+        _arm_lines(axes, mine, [sizes.index(r.batch_size) + apart for r in mine], k)
+    for ax in axes:
+        ax.set_xticks(range(len(sizes)), [str(b) for b in sizes])
+        ax.set_xlabel("batch size")
+        ax.set_ylim(bottom=0)
+    legend_below(figure, axes, 4)
+    alt = "; ".join(
+        f"{arm_name(r.arm)} batch {r.batch_size}: {decimals(r.ms_per_token_median, 2)} ms, {decimals(r.tokens_per_s_median, 0)} tokens/s"
+        for r in rows
+    )
+    caption = (
+        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}; bars of time per token: median absolute "
+        "deviation; bars of latency: p50 to p99 of requests."
+    )
+    return Chart("serving_scaling", "Serving speed against batch size", caption, f"{alt}.", _steps(rows), figure)
+
+
+def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], k: int) -> None:
+    colour, marker, dash = looks(k)
+    options: dict[str, Any] = {"color": colour, "marker": marker, "ls": dash, "ms": 4, "lw": 1, "label": arm_name(rows[0].arm)}
+    axes[0].errorbar(sizes, [r.ms_per_token_median for r in rows], yerr=[r.ms_per_token_mad for r in rows], **options)
+    axes[1].plot(sizes, [r.tokens_per_s_median for r in rows], **options)
+    timed = [(s, r) for s, r in zip(sizes, rows, strict=True) if r.latency_p50_ms is not None]
+    if timed:
+        middle = [float(r.latency_p50_ms or 0) for _, r in timed]
+        top = [max(0.0, float(r.latency_p99_ms or m) - m) for (_, r), m in zip(timed, middle, strict=True)]
+        axes[2].errorbar([s for s, _ in timed], middle, yerr=[[0.0] * len(top), top], **options)
+
+
+def _steps(rows: Sequence[ServingRow]) -> tuple[str, ...]:
+    return tuple(sorted({s for row in rows for s in row.steps}))

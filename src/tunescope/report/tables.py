@@ -1,0 +1,148 @@
+"""The findings as tables: claims, master table, baselines, costs, serving, and what the analysis adds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunescope.analysis.findings import BaselineRow, Claim, CostRow, Findings, ServingRow, TaskRow
+
+from . import wording as w
+from .tables_statistics import disagreements_table, statistics_tables
+from .tabular import Format, Table, table_of
+
+
+def build_tables(findings: Findings, candidate: str = "lora") -> dict[str, Table]:
+    """Every table of the report by name; a table without rows is left out."""
+    overhead = next((c for c in findings.claims if c.dimension == "overhead"), None)
+    found = [
+        claims_table(findings.claims), master_table(findings.table, overhead, candidate), baselines_table(findings.baselines),
+        costs_table(findings.costs), serving_table(findings.serving), *statistics_tables(findings.statistics),
+        disagreements_table(findings.disagreements),
+    ]  # fmt: skip
+    return {table.name: table for table in found if table.rows}
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Every claim with estimate, interval, margin, p and verdict."""
+    formats: list[Format] = [
+        ("Claim", lambda c: c.dimension if c.dimension in ("hypothesis", "overhead") else f"{c.dimension}, {w.task_name(c.task)}"),
+        ("Verdict", lambda c: c.verdict),
+        ("Estimate", lambda c: w.percent(c.estimate)),
+        ("Interval", lambda c: w.percent_interval(c.interval)),
+        (
+            "Margin",
+            lambda c: w.NONE if c.margin is None else f"{'≤' if c.dimension == 'overhead' else '≥'}{w.SPACE}{w.percent(c.margin, 0)}",
+        ),
+        ("p", lambda c: w.p_value(c.p)),
+        ("p (Holm)", lambda c: w.p_value(c.p_adjusted)),
+        ("p opposite", lambda c: w.p_value(c.p_opposite)),
+        ("Attainable p", lambda c: w.p_value(c.attainable_p)),
+        ("df", lambda c: w.number(c.df)),
+        ("Seeds", lambda c: w.count(c.n_seeds)),
+        ("Examples", lambda c: w.count(c.n_examples)),
+        ("Launches", lambda c: w.count(c.n_launches)),
+    ]
+    levels = sorted({f"{c.interval_level:.0%}".replace("%", f"{w.SPACE}%") for c in claims if c.interval})
+    note = f"Intervals: {' or '.join(levels)}. " if levels else ""
+    note += "p: one-sided against the margin; p (Holm): adjusted over tasks; p opposite: the one-sided test in the other direction."
+    return table_of("claims", "Claims and verdicts", claims, formats, ("Claim", "Verdict"), note, mark=lambda c: c.verdict)
+
+
+def master_table(rows: Sequence[TaskRow], overhead: Claim | None, candidate: str) -> Table:
+    """Method x task: quality, drift, serving overhead, parameters, the selected setting."""
+    rows = [r for r in rows if r.n_seeds]
+    extra = overhead if overhead is not None and overhead.estimate is not None else None
+    rows = [r.model_copy(update={"steps": sorted({*r.steps, *extra.steps})}) if extra and r.method == candidate else r for r in rows]
+    formats: list[Format] = [
+        ("Task", lambda r: w.task_name(r.task)),
+        ("Method", lambda r: r.method),
+        ("Seeds", lambda r: w.count(r.n_seeds)),
+        ("Metric", lambda r: w.metric_name(r.primary_metric)),
+        ("Quality", lambda r: w.percent_plus_minus(r.quality_mean, r.quality_sd)),
+        ("Interval", lambda r: w.percent_interval(r.quality_interval)),
+        ("Other metrics", _other_metrics),
+        ("Drift", lambda r: w.plus_minus(r.drift_mean, r.drift_sd) + (" (saturated)" if r.drift_saturated else "")),
+        ("Overhead", lambda r: w.percent(extra.estimate, sign=True) if extra and r.method == candidate else w.NONE),
+        ("Trainable", lambda r: w.count(r.trainable_parameters)),
+        ("Share", lambda r: w.percent(r.trainable_share, 0 if r.trainable_share == 1 else None)),
+        ("Learning rate", lambda r: w.NONE if r.learning_rate is None else f"{r.learning_rate:g}".replace("-", w.MINUS)),
+        ("Batch", lambda r: w.count(r.batch_size)),
+    ]
+    note = "Quality and drift: mean ± standard deviation over seeds. Interval: 90 %, over seeds and examples. Drift: 1 − debiased CKA."
+    note += f" Overhead: {extra.estimate_name}, one figure for the study, not per task." if extra else ""
+    return table_of(
+        "master", "Quality, drift and cost by task and method", rows, formats, ("Task", "Method", "Metric", "Other metrics"), note
+    )
+
+
+def _other_metrics(row: TaskRow) -> str:
+    shares = {k: v for k, v in row.other_metrics.items() if 0 <= v[0] <= 1 and "threshold" not in k}
+    return ", ".join(f"{w.metric_name(k)} {w.percent(v[0])}" for k, v in [*shares.items()][:4]) or w.NONE
+
+
+def baselines_table(rows: Sequence[BaselineRow]) -> Table:
+    """Baselines measured here first within each task, published references after them."""
+    formats: list[Format] = [
+        ("Task", lambda r: w.task_name(r.task)),
+        ("System", lambda r: r.system),
+        ("Metric", lambda r: w.metric_name(r.metric)),
+        ("Value", lambda r: w.percent_plus_minus(r.value, r.sd) if r.sd is not None else w.percent(r.value)),
+        ("95 % interval", lambda r: w.percent_interval(r.interval)),
+        ("Split", lambda r: r.split),
+        ("n", lambda r: w.count(r.n)),
+        ("Origin", lambda r: "measured here" if r.measured_here else f"not measured here: {r.source}"),
+    ]
+    note = "Rows marked “not measured here” are published figures of other models, for context only."
+    return table_of(
+        "baselines",
+        "Baselines",
+        rows,
+        formats,
+        ("Task", "System", "Metric", "Split", "Origin"),
+        note,
+        lambda r: "" if r.measured_here else "published",
+    )
+
+
+def costs_table(rows: Sequence[CostRow]) -> Table:
+    """Training cost by task and method."""
+    formats: list[Format] = [
+        ("Task", lambda r: w.task_name(r.task)),
+        ("Method", lambda r: r.method),
+        ("Wall time", lambda r: w.duration(r.wall_s)),
+        ("Peak memory", lambda r: w.size(r.peak_memory_bytes)),
+        ("Real tokens/s", lambda r: w.number(r.real_tokens_per_s)),
+        ("Steps to best", lambda r: w.number(r.steps_to_best)),
+        ("Trainable share", lambda r: w.percent(r.trainable_share, 0 if r.trainable_share == 1 else None)),
+        ("Speed-up", lambda r: w.NONE if r.actual_speedup is None else f"{w.decimals(r.actual_speedup, 2)}×"),
+        ("In theory", lambda r: w.NONE if r.theoretical_speedup is None else f"{w.decimals(r.theoretical_speedup, 2)}×"),
+    ]
+    note = "Medians over seeds. Speed-up: wall time of the reference method over this one's; in theory: from operations per token."
+    return table_of("costs", "Training cost", [r for r in rows if r.steps], formats, ("Task", "Method"), note)
+
+
+def serving_table(rows: Sequence[ServingRow]) -> Table:
+    """Every serving cell over launches."""
+    formats: list[Format] = [
+        ("Arm", lambda r: w.arm_name(r.arm)),
+        ("Batch", lambda r: w.count(r.batch_size)),
+        ("Prompt", lambda r: w.count(r.prompt_length)),
+        ("Sampling", lambda r: r.sampling),
+        ("Adapters", lambda r: w.count(r.adapters)),
+        ("Launches", lambda r: w.count(r.launches)),
+        ("ms per token", lambda r: w.plus_minus(r.ms_per_token_median, r.ms_per_token_mad, 2)),
+        ("Tokens/s", lambda r: w.number(r.tokens_per_s_median)),
+        ("First token (ms)", lambda r: w.number(r.ttft_ms_median)),
+        ("p50 (ms)", lambda r: w.number(r.latency_p50_ms)),
+        ("p95 (ms)", lambda r: w.number(r.latency_p95_ms)),
+        ("p99 (ms)", lambda r: w.number(r.latency_p99_ms)),
+        ("Requests", lambda r: w.count(r.requests)),
+        ("Over baseline", lambda r: w.NONE if r.ratio_to_baseline is None else w.percent(r.ratio_to_baseline - 1, 1, sign=True)),
+        ("Interval", lambda r: w.percent_interval(_less_one(r.ratio_interval))),
+        ("Note", lambda r: r.note or w.NONE),
+    ]
+    note = "Medians over launches (± median absolute deviation). p50 to p99: latency of a request. Over baseline: extra time per token, same cell."
+    return table_of("serving", "Serving cells", rows, formats, ("Arm", "Sampling"), note)
+
+
+def _less_one(limits: Any) -> Any:
+    return None if limits is None else tuple(None if x is None else x - 1 for x in limits)
