@@ -1,0 +1,37 @@
+"""Published scores shown beside the baselines as context. None of them was measured here."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunescope.study.schema import TaskName
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published score (a fraction) with the split it was measured on."""
+
+    task: TaskName
+    system: str
+    metric: str
+    value: float
+    split: str
+    source: str
+    note: str = ""
+
+
+_ROBERTA = "Liu et al. 2019, RoBERTa, arXiv:1907.11692; base model: results table of fairseq's examples/roberta"
+_BERT = "Devlin et al. 2019, BERT, arXiv:1810.04805, table 1"
+_ALBERT = "Lan et al. 2020, ALBERT, arXiv:1909.11942, table 2"
+PUBLISHED = (
+    Published("mrpc", "RoBERTa-base", "accuracy", 0.902, "dev", _ROBERTA, "408 dev rows; this study scores the 1,725 test rows"),
+    Published("sst2", "RoBERTa-base", "accuracy", 0.948, "dev", _ROBERTA),
+    Published("sst2", "BERT-base", "accuracy", 0.935, "test", _BERT, "GLUE server; this study scores the dev rows"),
+    Published("rte", "BERT-base", "accuracy", 0.664, "test", _BERT, "GLUE server; dev scores up to about 0.70 are reported"),
+    Published("squad_v2", "ALBERT-base", "f1", 0.800, "dev", _ALBERT, "the 89.7 sometimes quoted belongs to a larger ALBERT"),
+    Published("squad_v2", "ALBERT-base", "exact_match", 0.771, "dev", _ALBERT),
+)  # fmt: skip
+
+
+def published_for(task: TaskName) -> list[dict[str, Any]]:
+    """The published rows of one task, each marked as not measured here."""
+    return [{**asdict(row), "measured_here": False} for row in PUBLISHED if row.task == task]
