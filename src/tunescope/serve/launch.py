@@ -1,5 +1,6 @@
 """The child process of one launch: `python -m tunescope.serve.launch SPEC.json`. One engine, one row, then gone."""
 
+import gc
 import json
 import os
 import signal
@@ -35,7 +36,7 @@ def die_with_parent() -> None:
     """Kill this process group when the parent's end of standard input closes, so that a killed session leaves no engine behind."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):
             pass
         os.killpg(0, signal.SIGKILL)
 
@@ -45,9 +46,11 @@ def die_with_parent() -> None:
 def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Start the engine of a launch, check it, warm it, time it; returns the launch's row."""
     started, imports = spec["started"], time.monotonic()
-    from .engine import VllmEngine, read_log  # imports vLLM: 8 s on two slow cores
+    gc.disable()  # collecting while modules pile up is a fifth of the import time
+    from .engine import VllmEngine, read_log  # imports vLLM: 6 to 8 s on two slow cores
     from .measure import check_adapters, compilation, time_loading, time_unloading, warm
 
+    gc.enable()
     ready = time.monotonic()
     engine = VllmEngine(spec)
     prompts = json.loads(Path(spec["prompts"]).read_text())
@@ -78,21 +81,12 @@ def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names
     from .measure import time_cell, time_switching
 
     cells = [time_cell(engine, c, pools[str(c["prompt_length"])], spec["requests_per_cell"], names) for c in spec["cells"]]
-    switching: list[dict[str, Any]] = []
-    if spec["switching"] is not None:
-        lora, plan = spec["lora"], spec["switching"]
-        shortest = pools[str(plan["prompt_length"])]
-        switching = time_switching(
-            engine,
-            names,
-            lora["max_loras"],
-            lora["max_cpu_loras"],
-            shortest,
-            spec["requests_per_cell"],
-            SWITCH_TOKENS,
-            plan["adapter_bytes"],
-        )
-    return {"cells": cells, "switching": switching}
+    plan = spec["switching"]
+    if plan is None:
+        return {"cells": cells, "switching": []}
+    pool, slots, cpu_slots = pools[str(plan["prompt_length"])], spec["lora"]["max_loras"], spec["lora"]["max_cpu_loras"]
+    rows = time_switching(engine, names, slots, cpu_slots, pool, spec["requests_per_cell"], SWITCH_TOKENS, plan["adapter_bytes"])
+    return {"cells": cells, "switching": rows}
 
 
 def write_row(path: str, row: Mapping[str, Any]) -> None:
@@ -119,7 +113,7 @@ def main(spec_path: str) -> None:
     write_row(spec["result"], row)
     sys.stdout.flush()
     sys.stderr.flush()
-    # The row is safely on disk. Tearing down torch, gloo and the engine costs about 3 s a launch and can hang; the parent removes what is left.
+    # The row is safely on disk. Tearing down torch, gloo and the engine costs about 3 s a launch and can hang; the parent ends the rest.
     os._exit(0 if row["ok"] else 1)
 
 

@@ -120,21 +120,20 @@ def check_adapters(engine: Engine, asks: Sequence[Prompt], names: Sequence[str],
     Raises:
         StepError: an adapter gives the base model's output, or a row of a mixed batch gets another row's adapter.
     """
-    alone: dict[str | None, list[float]] = {name: engine.log_probabilities(asks, [name] * len(asks)) for name in [None, *names]}
+    sources: list[str | None] = [None, *names]
+    alone = {name: engine.log_probabilities(asks, [name] * len(asks)) for name in sources}
     effects = {name: _largest_difference(alone[name], alone[None]) for name in names}
     for name, effect in effects.items():
         if not effect > minimum:
-            raise StepError(
-                f"adapter '{name}' gives the base model's output (largest difference {effect:.2g} nats): not applied, or all zero"
-            )
+            raise StepError(f"adapter '{name}' gives the base model's output (within {effect:.2g} nats): not applied, or all zero")
     if mixed and names:
-        sources: list[str | None] = [None, *names]
         rows = [sources[i % len(sources)] for i in range(len(asks))]
         got = engine.log_probabilities(asks, rows)
-        for i, name in enumerate(rows):
-            if abs(got[i] - alone[name][i]) > max(minimum, 0.1 * min(effects.values())):
+        allowed = max(minimum, 0.1 * min(effects.values()))
+        for i, source in enumerate(rows):
+            if abs(got[i] - alone[source][i]) > allowed:
                 raise StepError(
-                    f"in a mixed batch, a row of {name or 'the base model'} gets another output than alone: adapters are mixed up"
+                    f"in a mixed batch a row of {source or 'the base model'} gets another output than alone: adapters get mixed up"
                 )
     return {"model": alone[None], "adapters": {str(n): alone[n] for n in names}}
 

@@ -166,14 +166,7 @@ def tie_check(rows: Sequence[Row]) -> dict[str, Any]:
         if estimate is None or estimate.low is None or estimate.high is None:
             continue
         apart = abs(estimate.ratio - 1) > TIE_MARGIN and not estimate.low <= 1 <= estimate.high
-        pairs.append(
-            {
-                "arms": [a, b],
-                "ratio": estimate.ratio,
-                "interval": [estimate.low, estimate.high],
-                "launches": estimate.launches,
-                "ties": not apart,
-            }
-        )
+        interval = [estimate.low, estimate.high]
+        pairs.append({"arms": [a, b], "ratio": estimate.ratio, "interval": interval, "launches": estimate.launches, "ties": not apart})
     note = f"apart means: off by more than {TIE_MARGIN:.0%} and the {TIE_LEVEL:.0%} interval excludes 1"
     return {"ok": all(p["ties"] for p in pairs) if pairs else None, "pairs": pairs, "note": note}

@@ -194,7 +194,7 @@ def read_adapter(name: str, path: Path, base: Path) -> Adapter:
 
 
 def _weight_shapes(model: Path) -> dict[str, list[int]]:
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             shapes |= {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118

@@ -58,9 +58,8 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
     if cells is None:
         shared = common_cells(rows, [*arms, baseline])
         cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
-    points = [
-        (n, math.expm1(v)) for arm, n in sorted(arms.items(), key=lambda a: a[1]) for v in log_ratios(rows, arm, baseline, cells).values()
-    ]
+    by_count = sorted(arms, key=lambda arm: arms[arm])
+    points = [(arms[arm], math.expm1(v)) for arm in by_count for v in log_ratios(rows, arm, baseline, cells).values()]
     if len({n for n, _ in points}) < 2 or len(points) < 3:
         return None
     return fit_line(points, tuple(cells), level)
@@ -123,8 +122,8 @@ def break_even(model: OverheadModel, limit: float) -> BreakEven:
     low, high = fieller(limit - model.intercept, model.slope, v_a, v_b, -c, float(stats.t.ppf((1 + model.level) / 2, model.df)))
     if low is None or high is None:
         text = (
-            f"No break-even can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not change with the number "
-            f"of adapters (limit {limit:.0%}, adapters {model.fitted_range[0]} to {model.fitted_range[1]})."
+            f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
+            f"change with the number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]} measured)."
         )
         return BreakEven(limit, None, None, None, "unbounded", False, text)
     at = (limit - model.intercept) / model.slope
@@ -134,9 +133,7 @@ def break_even(model: OverheadModel, limit: float) -> BreakEven:
 
 def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, high: float, outside: bool) -> str:
     if model.slope < 0:
-        return (
-            f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches before using it."
-        )
+        return f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
     if at < 1:
         return f"Side by side is above {limit:.0%} already with one adapter ({model.level:.0%} limits {low:.1f} to {high:.1f} adapters)."
     label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
@@ -159,11 +156,10 @@ def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: b
     """What to do, in plain words, each with the conditions it holds under."""
     said = ["These are CPU figures of eager engines; they say nothing about a GPU."] if cpu else []
     if tie_check(rows)["ok"] is False:
-        return [
-            *said,
-            "Arms of equal shape do not tie, so nothing is recommended: something else ran on the machine. Run this step again alone.",
-        ]
-    for arm in sorted({r["arm"] for r in finished(rows) if _SIDE_BY_SIDE.fullmatch(r["arm"])}, key=lambda a: int(a.split("_")[1])):
+        why = "Arms of equal shape do not tie, so nothing is recommended: something else ran on the machine. Run the step again alone."
+        return [*said, why]
+    many = {r["arm"] for r in finished(rows) if _SIDE_BY_SIDE.fullmatch(r["arm"])}
+    for arm in sorted(many, key=lambda a: int(a.split("_")[1])):
         said += _advice(rows, arm, baseline, limit, min_launches)
     model = overhead_model(rows, baseline)
     said += [break_even(model, limit).text] if model is not None else []

@@ -85,7 +85,8 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def keep_finished(path: Path, digests: Mapping[str, str]) -> list[Row]:
     """The finished launches whose arm still has the digest it had then; the file is rewritten to hold exactly these."""
-    kept = [row for row in read_rows(path) if row.get("ok") and row.get("digest") == digests.get(row.get("arm", ""))]
+    rows = [row for row in read_rows(path) if row.get("ok") and row.get("arm") in digests]
+    kept = [row for row in rows if row.get("digest") == digests[row["arm"]]]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(partial, path)

