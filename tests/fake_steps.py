@@ -15,17 +15,29 @@ from tunescope import steps
 from tunescope.data import manifest
 from tunescope.errors import PrerequisiteError, StepError
 from tunescope.records import Metric, StepContext, StepResult
+from tunescope.run import provenance
 from tunescope.run.worker import work
 from tunescope.study.identity import fingerprint
 from tunescope.study.schema import KINDS
 
 
 def install() -> None:
-    """Let every kind run `fake_step`, and track nothing."""
+    """Let every kind run `fake_step`, track nothing, and leave out the slow half of provenance. Tests restore this by `guard`."""
     steps.FUNCTIONS.update(dict.fromkeys(KINDS, "fake_steps:fake_step"))
     tracking = ModuleType("tunescope.tracking")
     tracking.open_tracker = no_tracker  # type: ignore[attr-defined]
     sys.modules["tunescope.tracking"] = tracking
+    provenance.packages = lambda cache=None: {"torch": "0"}  # type: ignore[assignment]
+    provenance.code = lambda: {"version": "0", "commit": None, "diff_sha256": None}
+
+
+def guard(monkeypatch: Any) -> None:
+    """Note what `install` replaces, so that the test's end puts it back; then install."""
+    monkeypatch.setattr(steps, "FUNCTIONS", dict(steps.FUNCTIONS))
+    monkeypatch.setitem(sys.modules, "tunescope.tracking", sys)
+    for name in ("packages", "code"):
+        monkeypatch.setattr(provenance, name, getattr(provenance, name))
+    install()
 
 
 @contextmanager
@@ -63,7 +75,10 @@ def fake_step(inputs: Any, ctx: StepContext) -> StepResult:
     text = fingerprint({"inputs": inputs, "upstream": upstream, "salt": settings.get("salt", {}).get(step_id, "")})
     (ctx.folder / "out.txt").write_text(text)
     rate = getattr(inputs, "learning_rate", None)
-    metrics = [Metric(name="selection_loss", value=1 - rate, unit="nats/token", split="selection")] if rate else []
+    metrics = [Metric(name="score", value=int(text[:8], 16) / 2**32, unit="fraction", split="test")]
+    if rate:
+        metrics.append(Metric(name="selection_loss", value=1 - rate, unit="nats/token", split="selection"))
+    (ctx.folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": metrics[0].value / (i + 1)}) + "\n" for i in range(9)))
     resources = [Metric(name="wall_s", value=time.time() % 1, unit="s")]
     return StepResult(metrics, resources, {"text": text}, ["out.txt"], [f"flag of {step_id}"] if inputs.kind == "drift" else [])
 

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import fake_steps
-from tunescope import doors, steps
+from tunescope import doors
 from tunescope.cli import main
 from tunescope.run import reporting
 from tunescope.run.files import write_json
@@ -41,9 +42,7 @@ def cli(tmp_path, monkeypatch, capfd):
 @pytest.fixture
 def faked(monkeypatch):
     """Fake steps in this process, and a report that is one line of text."""
-    monkeypatch.setattr(steps, "FUNCTIONS", dict(steps.FUNCTIONS))
-    monkeypatch.setitem(sys.modules, "tunescope.tracking", sys)
-    fake_steps.install()
+    fake_steps.guard(monkeypatch)
     monkeypatch.setattr("tunescope.run.session.LocalExecutor", lambda *a, **k: fake_steps.Inline())
     built: list[str] = []
 
@@ -166,6 +165,34 @@ def test_a_failed_step_is_exit_1_and_shown(cli, faked, tmp_path):
     assert "failed  baseline/rte" in out and "56 done · 1 failed" in out and "flag    drift/rte  flag of drift/rte" in out
     shown = cli("show", "quickstart", "baseline/rte", *SMALL)[1]
     assert "Traceback" in shown and "--only baseline/rte --retry-failed --set serving=null" in shown
+
+
+def test_validate_recomputes_and_compares(cli, faked, tmp_path, monkeypatch):
+    monkeypatch.setattr("tunescope.run.validate.LocalExecutor", lambda *a, **k: fake_steps.Inline())
+    monkeypatch.setattr("tunescope.run.validate.packages", lambda: {"torch": "0"})
+    findings = SimpleNamespace(claims=[], model_dump_json=lambda: "{}")
+    monkeypatch.setattr(reporting, "find", lambda *a, **k: (None, findings))
+    cli("run", "quickstart", "--task", "rte", *SMALL)
+    code, out, err = cli("validate", "quickstart", *SMALL)
+    assert code == 0, out
+    assert out.count("PASS") == len(out.splitlines()) == 8
+    assert "rerunning baseline/rte" in err and "rerunning train/rte" in err
+    before = Store(tmp_path / "runs/quickstart").result("baseline/rte")[0]
+    step = min(
+        (tmp_path / "runs/quickstart/steps/train/rte").rglob("result.json"), key=lambda p: json.loads(p.read_text())["wall_s"]
+    ).parent
+    train = str(step.relative_to(tmp_path / "runs/quickstart/steps"))
+    (tmp_path / "runs/quickstart/steps/base-probe/rte/out.txt").write_text("x" * 64)
+    (tmp_path / "data/quickstart/rte/rows.txt").write_text("changed")
+    fake_steps.control(tmp_path / "data/quickstart", salt={train: "noise", "baseline/rte": "noise"})
+    code, out, _ = cli("validate", "quickstart", *SMALL)
+    assert code == 1
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0][6:] for line in failed] == [
+        "data checksums match", "stored artefacts unchanged", "baseline results within 1 % tolerance",
+        "training rerun gives the same digest", "training curves overlap (KS p > 0.95)", "final metrics match",
+    ]  # fmt: skip
+    assert Store(tmp_path / "runs/quickstart").result("baseline/rte")[0] == before
 
 
 def test_clean_asks_and_removes_the_attic(cli, faked, tmp_path):

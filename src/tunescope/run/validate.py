@@ -144,6 +144,9 @@ def _baselines(again: Rerun, finished: dict[str, FinishedStep], full: bool) -> I
         for metric in step.result["metrics"]:
             value = new.metric(metric["name"], metric["split"])
             gaps[f"{step.id} {metric['name']}"] = _relative(metric["value"], value)
+    if not gaps:
+        yield Check(name, False, f"{steps[0].id} recorded no metric")
+        return
     worst = max(gaps, key=lambda k: gaps[k])
     yield Check(name, gaps[worst] <= TOLERANCE, f"{len(gaps)} metrics recomputed, largest difference {gaps[worst]:.2%} ({worst})")
 

@@ -1,6 +1,5 @@
 """A small study over fake steps, run in this process."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 
 import fake_steps
 from simulated_store import small_study
-from tunescope import steps
 from tunescope.run.data_folder import DataFolder
 from tunescope.run.driver import Driver, Policy
 from tunescope.run.selection import Selection, select
@@ -84,8 +82,5 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(steps, "FUNCTIONS", dict(steps.FUNCTIONS))
-    # A placeholder first, so that monkeypatch knows what to restore after the fakes replaced it.
-    monkeypatch.setitem(sys.modules, "tunescope.tracking", sys)
-    fake_steps.install()
+    fake_steps.guard(monkeypatch)
     return Bench(tmp_path)
