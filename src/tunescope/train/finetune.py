@@ -24,7 +24,7 @@ from tunescope.records import StepContext, StepResult
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.schema import AdapterSpec
 
-from .batching import Row, RunDataset, encode_rows, micro_batch_size, run_length, run_order, stream_seed
+from .batching import Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
 from .callbacks import FlowCallback, LayerWatch, LogCallback, ProbeCallback
 from .checkpoints import Checkpoint, keep_only, latest_intact
 from .probing import DriftRecorder
@@ -254,7 +254,8 @@ def _arguments(run: Run, micro: int) -> Any:
 
 
 def _dataset(run: Run) -> RunDataset:
-    return RunDataset(run.rows, run_order(len(run.rows), run.rows_seen, stream_seed(run.inputs.seed, "order")))
+    order = run_order(len(run.rows), run.rows_seen, stream_seed(run.inputs.seed, "order"))
+    return RunDataset(run.rows, longest_first(order, run.rows, run.batch_size))
 
 
 def _callbacks(run: Run, trainer: CompletionTrainer, recorder: DriftRecorder, watch: LayerWatch) -> list[TrainerCallback]:

@@ -15,6 +15,7 @@ from tunescope.train.batching import (
     RunDataset,
     collate,
     completion_loss,
+    longest_first,
     micro_batch_size,
     run_length,
     run_order,
@@ -123,6 +124,16 @@ def test_run_length(examples, batch, epochs, cap, expected):
 def test_micro_batch_divides_the_effective_batch(batch, wanted):
     micro = micro_batch_size(batch, wanted)
     assert batch % micro == 0 and 1 <= micro <= min(wanted or batch, batch)
+
+
+def test_sorting_keeps_every_batch_its_examples():
+    rows, order = some_rows(30), run_order(30, 75, 5)
+    sorted_order = longest_first(order, rows, 8)
+    for start in range(0, 75, 8):
+        batch = sorted_order[start : start + 8]
+        assert sorted(batch) == sorted(order[start : start + 8])
+        lengths = [len(rows[i].input_ids) for i in batch]
+        assert lengths == sorted(lengths, reverse=True)
 
 
 def test_run_dataset_follows_the_order():
