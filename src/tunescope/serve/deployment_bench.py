@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -88,10 +89,25 @@ def run_serve(inputs: ServeInputs, ctx: StepContext) -> StepResult:
     try:
         session = Session.open(inputs, ctx, version)
         ctx.progress(0, len(session.planned), "models and prompts")
-        made = prepare(inputs, ctx, session.arms, session.dtype)
+        with _gpus_hidden():
+            made = prepare(inputs, ctx, session.arms, session.dtype)
         return _conclude(session, session.run(made), made, version)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _gpus_hidden() -> Iterator[None]:
+    """Keep this process off the GPU: PEFT would load adapters there, and an engine asks for nearly all of its memory."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -49,6 +50,7 @@ class Fakes:
         monkeypatch.setitem(sys.modules, "tunescope.serve.prepare", fake)
 
     def prepare(self, inputs, ctx, arms, dtype):
+        self.gpus_seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         work = ctx.folder / "work"
         work.mkdir()
         (work / "prompts.json").write_text("{}")
@@ -112,6 +114,15 @@ def test_all_arms_run_interleaved_and_everything_is_written(fakes):
     assert result.outputs["eager"] and result.outputs["cpu_figures"] and result.outputs["correct"]
     assert result.outputs["tie_check"]["ok"] is True and result.outputs["versions"]["vllm"] == "0.32.0"
     assert fakes.progress[-1][:2] == (6, 6) and len(fakes.tracker.logged) == 6
+
+
+@pytest.mark.parametrize("gpus", [None, "3"])
+def test_preparing_stays_off_the_gpu_and_launches_see_it_again(fakes, monkeypatch, gpus):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if gpus is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    fakes.run()
+    assert fakes.gpus_seen == "" and os.environ.get("CUDA_VISIBLE_DEVICES") == gpus
 
 
 def test_resources_carry_the_cell_in_the_split(fakes):
