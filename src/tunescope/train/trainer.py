@@ -49,7 +49,8 @@ def set_storage(model: nn.Module, precision: Precision) -> None:
     Frozen weights go to bf16 under autocast where that loses nothing (a bf16 checkpoint), which halves them; trained weights stay fp32.
     """
     if precision.name == "bf16":
-        model.to(torch.bfloat16)
+        for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and must stay fp32
+            parameter.data = parameter.data.bfloat16()
     elif precision.autocast and isinstance(model, PeftModel):
         for parameter in model.parameters():
             if not parameter.requires_grad and torch.equal(parameter.data.bfloat16().float(), parameter.data):

@@ -78,7 +78,11 @@ def run(data: Path, folder: Path, method: str, log: Log | None = None, **changes
 def digest(result: StepResult, folder: Path) -> dict[str, Any]:
     """Everything of a step that must not depend on how often it was interrupted."""
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in result.content}
-    files |= pd.read_parquet(folder / "drift.parquet").set_index(["step", "scored", "layer", "pooling", "measure", "block"])["value"].to_dict()
+    files |= (
+        pd.read_parquet(folder / "drift.parquet")
+        .set_index(["step", "scored", "layer", "pooling", "measure", "block"])["value"]
+        .to_dict()
+    )
     return {"metrics": [m.model_dump() for m in result.metrics], "outputs": result.outputs, "files": files}
 
 
@@ -221,6 +225,15 @@ def test_questions_train_on_answer_and_end_token(data, tmp_path):
     assert {"f1", "exact_match", "no_ans_accuracy"} <= values.keys()
     cut = result.outputs["truncated"]["train"]
     assert cut["examples"] == 64 and cut["truncated"] > cut["answers_lost"] > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16"])
+def test_half_precision_variants_keep_the_adapter_proofs(data, tmp_path, precision):
+    result = run(data, tmp_path, "lora", precision=precision, max_steps=3)
+    facts, values = result.outputs, {m.name: m.value for m in result.metrics}
+    assert facts["precision"] == precision and facts["base_unchanged"]
+    assert facts["unload_restores_base"] and facts["reload_restores_adapter"]
+    assert values["merge_max_abs_logit_difference"] <= 1e-4 and values["drift"] > 0
 
 
 def test_early_stopping_keeps_the_best(data, tmp_path):

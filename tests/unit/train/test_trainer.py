@@ -127,6 +127,13 @@ def test_precision_on_a_cpu_is_fp32_and_bf16_storage_is_lossless():
     assert {("lora_" in n, p.dtype) for n, p in adapted.named_parameters()} == dtypes
 
 
+def test_pure_bf16_leaves_rotary_frequencies_alone():
+    model = tiny()
+    set_storage(model, Precision("bf16", "cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_weights_that_bf16_cannot_hold_stay_fp32():
     adapted = apply_adapter(tiny(), AdapterSpec(r=4), 0)
     set_storage(adapted, Precision("bf16-mixed", "cpu"))
