@@ -19,6 +19,8 @@ from tunescope.run.files import read_json, write_json
 from tunescope.run.lease import Process, Taken, hold, read_lease
 from tunescope.run.local import PRELOAD, LocalExecutor
 from tunescope.run.selection import Selection
+from tunescope.run.session import Session
+from tunescope.run.store import StepRecord
 
 TESTS = Path(__file__).parents[2]
 
@@ -207,3 +209,25 @@ def test_ctrl_c_is_exit_130_and_leaves_no_worker(tmp_path):
     assert "goes on where this stopped" in driver.stderr.read()
     for lease in workers:
         wait_for(lambda lease=lease: not Process(lease["host"], lease["pid"], lease["started"]).alive(), 5)
+
+
+@pytest.mark.slow
+def test_plain_workers_start_with_their_gpu_and_end_on_time(tmp_path, monkeypatch):
+    """The way of CUDA and of serving: a new interpreter, one GPU name a slot."""
+    monkeypatch.chdir(tmp_path)
+    session = Session.open("quickstart", ["execution.tracking.wandb=off"])
+    executor = LocalExecutor(2, 1, "cuda", gpus=["7", "8"])
+    for step_id in ("data/rte", "data/mrpc"):
+        step = session.plan[step_id]
+        inputs = step.inputs.model_dump(mode="json")
+        record = StepRecord(
+            study="quickstart", id=step_id, kind="data", phase="1", inputs=inputs, upstream={}, fingerprint="0" * 64,
+            launch=session.launch().model_copy(update={"device": "cuda"}),
+        )  # fmt: skip
+        executor.submit(step_id, "data", session.store.prepare(record))
+    seen = {psutil.Process(worker.pid).environ().get("CUDA_VISIBLE_DEVICES") for _, worker in executor._workers.values()}
+    ended = wait_for(lambda: executor.poll(1.0), 120)
+    assert seen == {"7", "8"}
+    ended += wait_for(lambda: executor.poll(1.0), 120) if len(ended) < 2 else []
+    assert {e.code for e in ended} == {0}
+    assert session.store.result("data/rte")[0] is not None
