@@ -46,7 +46,7 @@ class StepTracker:
     def rewind(self, step: int) -> None:
         """Keep the records of earlier attempts up to and including a step. A step that resumes calls this before it logs.
 
-        Without it, the first record of an attempt discards those of earlier ones. Times go on from the last one kept.
+        Without it, the first record of an attempt discards earlier ones from its own step on. Times go on from the last one kept.
         """
         self._fresh = False
         self._histograms.rewind(step)
@@ -54,14 +54,14 @@ class StepTracker:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers of one step; a value that is no finite number is recorded as null."""
-        self._begin()
+        self._begin(step)
         numbers = {name: _number(value) for name, value in values.items()}
         self._metrics.add({"step": step, "time_s": self._time(), **numbers})
         self._send(lambda run: run.log({"step": step, **{k: math.nan if v is None else v for k, v in numbers.items()}}))
 
     def histogram(self, name: str, values: Any, step: int) -> None:
         """Record a histogram of an array's finite values, in 64 equal bins between its extremes."""
-        self._begin()
+        self._begin(step)
         flat = np.asarray(values, dtype=np.float64).ravel()
         finite = flat[np.isfinite(flat)]
         if not len(finite):
@@ -85,10 +85,10 @@ class StepTracker:
         text = frame.astype({c: str for c in frame.columns if frame[c].dtype == object})
         self._send(lambda run: run.log({name: _wandb().Table(dataframe=text)}))
 
-    def _begin(self) -> None:
+    def _begin(self, step: int) -> None:
         if self._fresh:
             started = self._started
-            self.rewind(-1)
+            self.rewind(step - 1)
             self._started = started
 
     def _time(self) -> float:

@@ -88,6 +88,14 @@ def test_a_step_that_starts_anew_drops_the_earlier_attempt(tmp_path):
     assert [r["step"] for r in lines(tmp_path)] == [0, 1]
 
 
+def test_a_resumed_step_that_does_not_say_so_keeps_what_lies_before_its_first_record(tmp_path):
+    for steps in ((1, 2, 3, 4), (3, 4, 5)):
+        with track(tmp_path) as tracker:
+            for step in steps:
+                tracker.log({"attempt": len(steps)}, step)
+    assert [(r["step"], r["attempt"]) for r in lines(tmp_path)] == [(1, 4), (2, 4), (3, 3), (4, 3), (5, 3)]
+
+
 def test_rewinding_within_an_attempt_keeps_time_running(tmp_path):
     with track(tmp_path) as tracker:
         tracker.log({"loss": 1.0}, 1)
