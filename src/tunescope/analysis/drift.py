@@ -62,6 +62,8 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
     test, form = tested if tested else (None, "crossed random-effects t over seeds x probe blocks")
     contrast = test.contrast if test else None
     reduction, interval = _reduction(test)
+    if test is None and pair is not None and pair.reference_S.mean() > 0:
+        reduction = 1 - float(pair.candidate_S.mean() / pair.reference_S.mean())  # a single seed: shown, not tested
     blocks = _blocks(frames, study, quality, pair, test)
     claim = Claim(
         id=f"drift/{task}", dimension="drift", task=task,

@@ -97,6 +97,23 @@ def _anova_rows(formula: str, frame: pd.DataFrame, names: dict[str, str]) -> lis
     return rows
 
 
+def tukey(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Tukey's pairwise comparisons of `value` between methods, task means removed; [] below three methods."""
+    if frame.method.nunique() < 3 or frame.groupby("method").size().min() < 2:
+        return []
+    from statsmodels.stats.multicomp import pairwise_tukeyhsd  # costs about a second to import
+
+    centred = frame.value - frame.groupby("task").value.transform("mean")
+    found = pairwise_tukeyhsd(centred.to_numpy(), frame.method.to_numpy())
+    names = [str(n) for n in found.groupsunique]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    columns = zip(pairs, found.meandiffs, found.confint, found.pvalues, strict=True)
+    return [
+        {"method": a, "against": b, "difference": -float(d), "low": -float(limits[1]), "high": -float(limits[0]), "p_adjusted": float(p)}
+        for (a, b), d, limits, p in columns
+    ]
+
+
 @dataclass(frozen=True)
 class Correlation:
     """A correlation with its degrees of freedom, two-sided p and 95 % limits."""

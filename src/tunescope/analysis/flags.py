@@ -102,12 +102,16 @@ def _falling_overhead(frames: Frames, study: Study) -> Iterator[tuple[str, str]]
 def _odd_claims(claims: list[Claim]) -> Iterator[tuple[str, str]]:
     tested = [c for c in claims if c.p is not None and c.task is not None]
     if len(tested) > 1 and all(min(c.p or 0.0, 1 - (c.p or 0.0)) < 1e-12 for c in tested):
-        yield "statistics", "every per-task p is 0 or 1"
+        yield _first_step(tested[0]), "every per-task p is 0 or 1"
     for claim in claims:
         low, high = claim.interval or (None, None)
         if low is None or high is None or claim.id.endswith("/all"):
             continue
         if high - low <= 1e-9:
-            yield claim.id, "the interval has no width"
+            yield _first_step(claim), f"{claim.id}: the interval has no width"
         elif high - low > _WIDEST.get(claim.dimension, float("inf")):
-            yield claim.id, f"the interval is {high - low:.2f} wide and says next to nothing"
+            yield _first_step(claim), f"{claim.id}: the interval is {high - low:.2f} wide and says next to nothing"
+
+
+def _first_step(claim: Claim) -> str:
+    return claim.steps[0] if claim.steps else claim.id

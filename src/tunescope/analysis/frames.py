@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,6 +98,30 @@ class Frames:
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by name."""
         return {name: getattr(self, name) for name in COLUMNS}
+
+    @cached_property
+    def values(self) -> dict[tuple[str, str], list[tuple[str | None, float]]]:
+        """(step id, metric or resource) -> its (split, value) pairs."""
+        found: dict[tuple[str, str], list[tuple[str | None, float]]] = {}
+        m = self.metrics
+        for step, name, split, value in zip(m.step_id, m.name, m.split, m.value, strict=True):
+            found.setdefault((step, name), []).append((split if isinstance(split, str) else None, float(value)))
+        return found
+
+    @cached_property
+    def scored(self) -> dict[str, pd.DataFrame]:
+        """step id of a final run -> its predictions by example id."""
+        groups = self.predictions.groupby("step_id", sort=False)
+        return {str(step): rows.drop_duplicates("example_id").set_index("example_id") for step, rows in groups}
+
+    @cached_property
+    def final_runs(self) -> dict[tuple[str, str], dict[int, str]]:
+        """(task, method) -> {seed: step id} of the finished final runs."""
+        rows = self.steps[(self.steps.kind == "train") & (self.steps.role == "final")]
+        found: dict[tuple[str, str], dict[int, str]] = {}
+        for task, method, seed, step in zip(rows.task, rows.method, rows.seed, rows.step_id, strict=True):
+            found.setdefault((task, method), {})[int(seed)] = step
+        return found
 
     def outputs(self, step_id: str) -> dict[str, Any]:
         """The outputs of one finished step, {} when it is missing."""

@@ -104,7 +104,7 @@ def _claim(quality: TaskQuality, study: Study) -> Decision:
     spec, scores, test = study.analysis, quality.scores, quality.test
     metric = scores.metric if scores else spec.primary_metric.get(quality.task, "accuracy")  # type: ignore[call-overload]
     blocks, remarks = _blocks(quality, study), _remarks(quality)
-    ratio: float | None = test.ratio if test else None
+    ratio = test.ratio if test else _plain_ratio(scores)
     interval: Interval | None = test.interval if test else None
     contrast = test.contrast if test else None
     claim = Claim(
@@ -117,6 +117,12 @@ def _claim(quality: TaskQuality, study: Study) -> Decision:
         n_launches=None, notes=[*blocks, *remarks], steps=sorted({*(scores.steps if scores else ()), *_gate_steps(quality)}),
     )  # fmt: skip
     return Decision(claim, bool(blocks))
+
+
+def _plain_ratio(scores: Paired | None) -> float | None:
+    """The ratio of a single seed, which can be shown but not tested."""
+    bottom = float(scores.reference_SN.mean()) if scores else 0.0
+    return float(scores.candidate_SN.mean()) / bottom if scores and bottom > 0 else None
 
 
 def _gate_steps(quality: TaskQuality) -> list[str]:

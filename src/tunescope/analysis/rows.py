@@ -11,7 +11,7 @@ from tunescope.study.schema import Study, TaskName
 from .findings import BaselineRow, CostRow, TaskRow
 from .frames import Frames
 from .inference import Array, Interval, cluster_totals, crossed_t, t_test
-from .scores import common_ids, scalar, scalars, seeds_of, values_matrix
+from .scores import common_ids, groups_of, scalar, scalars, seeds_of, values_matrix
 
 _MEMORY = ("peak_memory_reserved_bytes", "peak_memory_allocated_bytes", "peak_rss_bytes")
 
@@ -50,13 +50,9 @@ def _first(frames: Frames, steps: list[str], name: str) -> float | None:
 
 def quality_interval(frames: Frames, steps: list[str], metric: str, task: str, level: float = 0.90) -> Interval | None:
     """Limits of a method's mean score over seeds and examples at once; over examples only when there is a single run."""
-    rows = frames.predictions[frames.predictions.step_id.isin(steps)]
-    ids, _ = common_ids(rows, steps)
-    values = values_matrix(rows, "step_id", steps, ids, metric, task) if ids else None
-    if values is None:
-        return None
-    groups = rows[rows.step_id == steps[0]].drop_duplicates("example_id").set_index("example_id").group.reindex(list(ids))
-    return _mean_interval(cluster_totals(values, groups.fillna("").tolist()), level)
+    ids, _ = common_ids(frames, steps)
+    values = values_matrix([frames.scored[s] for s in steps], ids, metric, task) if ids else None
+    return None if values is None else _mean_interval(cluster_totals(values, groups_of(frames, steps[0], ids)), level)
 
 
 def _mean_interval(units_SN: Array, level: float) -> Interval | None:

@@ -63,18 +63,13 @@ def _centred_on(blocks_SK: Array, scalar_S: Array) -> Array:
 
 def seeds_of(frames: Frames, task: str, method: str) -> dict[int, str]:
     """seed -> step id of the finished final runs of one method on one task."""
-    rows = frames.steps[(frames.steps.kind == "train") & (frames.steps.role == "final")]
-    rows = rows[(rows.task == task) & (rows.method == method)]
-    return {int(seed): step for seed, step in zip(rows.seed, rows.step_id, strict=True)}
+    return frames.final_runs.get((task, method), {})
 
 
 def scalar(frames: Frames, step_id: str, name: str, split: str | None = None) -> float | None:
     """One metric or resource of one step, None when absent or not finite."""
-    rows = frames.metrics[(frames.metrics.step_id == step_id) & (frames.metrics.name == name)]
-    if split is not None:
-        rows = rows[rows.split == split]
-    value = float(rows.iloc[0].value) if len(rows) else float("nan")
-    return value if np.isfinite(value) else None
+    found = [value for s, value in frames.values.get((step_id, name), []) if split is None or s == split]
+    return found[0] if found and np.isfinite(found[0]) else None
 
 
 def scalars(frames: Frames, steps: Sequence[str], name: str, split: str | None = None) -> list[float]:
@@ -82,12 +77,12 @@ def scalars(frames: Frames, steps: Sequence[str], name: str, split: str | None =
     return [v for v in (scalar(frames, s, name, split) for s in steps) if v is not None]
 
 
-def values_matrix(rows: pd.DataFrame, by: str, keys: Sequence[object], ids: Sequence[str], metric: str, task: str) -> Array | None:
-    """Per-example values (keys, examples) of predictions; None when the metric has no per-example form or values are missing."""
+def values_matrix(tables: Sequence[pd.DataFrame], ids: Sequence[str], metric: str, task: str) -> Array | None:
+    """Per-example values (tables, examples) of predictions indexed by example; None without a per-example form or with values missing."""
     column = "correct" if metric in EXACT else "f1"
     if metric not in (*EXACT, "f1"):
         return None
-    tables = [rows[rows[by] == key].drop_duplicates("example_id").set_index("example_id").reindex(list(ids)) for key in keys]
+    tables = [t.reindex(list(ids)) for t in tables]
     if column == "f1" and all(t.f1.isna().all() for t in tables):
         return _corpus_f1(tables, task)
     values = np.stack([t[column].to_numpy(dtype=np.float64) for t in tables])
@@ -114,24 +109,28 @@ def paired_scores(frames: Frames, task: str, metric: str, candidate: str, refere
     by_method = [seeds_of(frames, task, m) for m in (candidate, reference)]
     seeds = tuple(s for s in by_method[0] if s in by_method[1])
     steps = tuple(m[s] for m in by_method for s in seeds)
-    rows = frames.predictions[frames.predictions.step_id.isin(steps)]
-    ids, notes = common_ids(rows, steps)
+    ids, notes = common_ids(frames, steps)
     if not seeds or not ids:
         return None
-    matrices = [values_matrix(rows, "step_id", [m[s] for s in seeds], ids, metric, task) for m in by_method]
+    matrices = [values_matrix([frames.scored[m[s]] for s in seeds], ids, metric, task) for m in by_method]
     if matrices[0] is None or matrices[1] is None:
         return None
-    first = rows[rows.step_id == steps[0]].drop_duplicates("example_id").set_index("example_id").reindex(list(ids))
-    groups = tuple(first.group.fillna(pd.Series(first.index, index=first.index)))
+    first = frames.scored[steps[0]].reindex(list(ids))
     articles = None if first.article.isna().any() else tuple(first.article)
-    return Paired(task, metric, seeds, matrices[0], matrices[1], ids, groups, articles, steps, notes)
+    return Paired(task, metric, seeds, matrices[0], matrices[1], ids, groups_of(frames, steps[0], ids), articles, steps, notes)
 
 
-def common_ids(rows: pd.DataFrame, steps: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def groups_of(frames: Frames, step: str, ids: Sequence[str]) -> tuple[str, ...]:
+    """The cluster of each example; an example without one is its own."""
+    groups = frames.scored[step].group.reindex(list(ids))
+    return tuple(g if isinstance(g, str) else i for i, g in zip(ids, groups, strict=True))
+
+
+def common_ids(frames: Frames, steps: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Example ids all runs scored, in the first run's order, and a note when some were lost."""
-    per_step = [rows[rows.step_id == s].example_id.drop_duplicates() for s in steps]
-    if not per_step or any(len(ids) == 0 for ids in per_step):
+    if not steps or any(s not in frames.scored for s in steps):
         return (), ()
+    per_step = [frames.scored[s].index for s in steps]
     common = set(per_step[0]).intersection(*per_step[1:])
     lost = max(len(ids) for ids in per_step) - len(common)
     notes = (f"{lost} test examples were not scored by every run and are left out",) if lost else ()
@@ -143,7 +142,7 @@ def baseline_values(frames: Frames, task: str, system: str, ids: Sequence[str], 
     rows = frames.baselines[(frames.baselines.task == task) & (frames.baselines.system == system)]
     if not len(rows):
         return None
-    values = values_matrix(rows, "system", [system], ids, metric, task)
+    values = values_matrix([rows.drop_duplicates("example_id").set_index("example_id")], ids, metric, task)
     return None if values is None else (values, str(rows.iloc[0].step_id))
 
 

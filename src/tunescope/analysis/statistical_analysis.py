@@ -78,6 +78,7 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing]) -> dict
         "mcnemar": tables.mcnemar_table(m),
         "f1_randomisation": tables.f1_table(m),
         "anova": tables.anova_table(m),
+        "post_hoc": tables_runs.tukey_table(m),
         "ablation": tables_runs.ablation_table(m, rows),
         "correlations": tables_runs.correlation_table(m),
         "correlation_matrix": tables_runs.correlation_matrix(m),

@@ -136,18 +136,17 @@ def _decision(test: PermutationTest, alpha: float) -> str:
 def _f1_test(m: Material, s: Paired, k: int, rng: np.random.Generator) -> PermutationTest:
     draws = max(9_999, m.study.analysis.permutation_draws)
     positive = positive_label(s.task)
-    rows = m.frames.predictions
     steps = s.steps[k], s.steps[len(s.seeds) + k]
-    if positive is None or rows[rows.step_id == steps[0]].f1.notna().any():
+    if positive is None or m.frames.scored[steps[0]].f1.notna().any():
         return approximate_randomisation(s.candidate_SN[k], s.reference_SN[k], draws=draws, rng=rng)
-    counts = [_counts(rows[rows.step_id == step], s.example_ids, positive) for step in steps]
+    counts = [_counts(m.frames.scored[step], s.example_ids, positive) for step in steps]
     score: Callable[[Array], Array] = lambda sums: f1_from_counts(sums[:, 0], sums[:, 1])  # noqa: E731
     return approximate_randomisation(counts[0], counts[1], score=score, draws=draws, rng=rng)
 
 
 def _counts(rows: pd.DataFrame, ids: Sequence[str], positive: str) -> Array:
     """True positives and predicted plus gold positives per example."""
-    rows = rows.drop_duplicates("example_id").set_index("example_id").reindex(list(ids))
+    rows = rows.reindex(list(ids))
     predicted, gold = (rows.prediction == positive).to_numpy(bool), (rows.label == positive).to_numpy(bool)
     return np.stack([predicted & gold, predicted.astype(int) + gold], axis=1).astype(np.float64)
 

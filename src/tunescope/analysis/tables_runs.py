@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
+
 from tunescope.serve.overhead import finished, overhead_ratio, tie_check
 
 from .correlate import correlations
+from .effects import tukey
 from .findings import Missing, TaskRow
 from .frames import Frames
 from .frontier import RunPoint, frontier
@@ -37,10 +40,19 @@ def correlation_table(m: Material) -> Table:
     return table("Correlation of quality and drift over runs", columns, rows, note, found["steps"])
 
 
+def tukey_table(m: Material) -> Table:
+    """Post-hoc comparisons between three or more methods."""
+    runs = [p for p in points(m) if p.role == "final" and p.quality is not None]
+    found = tukey(
+        pd.DataFrame([{"method": p.method, "task": p.task, "value": p.quality} for p in runs], columns=["method", "task", "value"])
+    )
+    columns = ("method", "against", "difference", "low", "high", "p_adjusted")
+    note = "Tukey's honestly significant differences of the primary metric over final runs, task means removed, 95 % limits. Exploratory."
+    return table("Post-hoc comparison of methods", columns, [[row[c] for c in columns] for row in found], note, (p.step for p in runs))
+
+
 def correlation_matrix(m: Material) -> Table:
     """Pearson correlations of run scalars, task means removed."""
-    import pandas as pd
-
     runs = [p for p in points(m) if p.role == "final"]
     names = ("wall_s", "trainable_parameters", "clipped_share", "best_step")
     frame = pd.DataFrame(

@@ -1,0 +1,135 @@
+"""Effect sizes, paired tables, correlations and power against statsmodels, published examples and simulation."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+
+from tunescope.analysis.effects import (
+    anova,
+    cohens_dz,
+    hedges_correction,
+    mcnemar,
+    paired_anova,
+    pooled_correlation,
+    tukey,
+    within_correlation,
+)
+from tunescope.analysis.inference import crossed_t
+from tunescope.analysis.power import Components, components, detectable_margin, power
+
+
+@pytest.mark.parametrize(("n10", "n01"), [(1, 7), (12, 5), (0, 3), (9, 9), (40, 41)])
+def test_mcnemar_exact_is_statsmodels(n10, n01):
+    assert mcnemar(n10, n01).p_exact == pytest.approx(reference_mcnemar([[0, n10], [n01, 0]], exact=True).pvalue)
+
+
+def test_mcnemar_mid_p_of_a_published_example():
+    found = mcnemar(1, 7)  # Fagerland, Lydersen & Laake (2013), airway hyper-responsiveness: exact 0.070, mid-p 0.039
+    assert (round(found.p_exact, 3), round(found.p_mid, 3)) == (0.070, 0.039)
+    assert found.odds_ratio == pytest.approx(1 / 7)
+    low, high = stats.binomtest(1, 8).proportion_ci(method="exact")
+    assert found.interval == pytest.approx((low / (1 - low), high / (1 - high)))
+
+
+def test_mcnemar_without_discordant_pairs_or_a_bound():
+    assert mcnemar(0, 0).p_exact == 1 and mcnemar(0, 0).odds_ratio is None
+    assert mcnemar(4, 0).interval[1] is None and mcnemar(4, 0).odds_ratio is None
+
+
+def test_hedges_correction():
+    for m in (2, 4, 9, 40):
+        exact = math.gamma(m / 2) / (math.sqrt(m / 2) * math.gamma((m - 1) / 2))
+        assert hedges_correction(m) == pytest.approx(exact)
+    assert hedges_correction(9) == pytest.approx(1 - 3 / (4 * 9 - 1), abs=1e-3)
+
+
+def test_dz_limits_are_noncentral_t_quantiles():
+    values = np.array([0.3, 0.5, 0.1, 0.4, 0.6])
+    d, (low, high) = cohens_dz(values)
+    j, t = hedges_correction(4), values.mean() / values.std(ddof=1) * math.sqrt(5)
+    assert d == pytest.approx(j * t / math.sqrt(5))
+    assert stats.nct.sf(t, 4, low / j * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
+    assert stats.nct.cdf(t, 4, high / j * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
+    assert cohens_dz(np.array([1.0, 2.0])) is None and cohens_dz(np.full(4, 0.2)) is None
+
+
+def test_anova_against_hand_computed_sums_of_squares():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        [{"method": m, "task": t, "value": rng.normal(0.8 - 0.05 * m, 0.02)} for m in range(2) for t in range(3) for _ in range(4)]
+    )
+    rows = {r["effect"]: r for r in anova(frame)}
+    grand, cells = frame.value.mean(), frame.groupby(["method", "task"]).value
+    ss_method = 12 * ((frame.groupby("method").value.mean() - grand) ** 2).sum()
+    ss_error = ((frame.value - cells.transform("mean")) ** 2).sum()
+    mse = ss_error / 18
+    assert rows["method"]["F"] == pytest.approx(ss_method / mse)
+    assert rows["method"]["partial_eta2"] == pytest.approx(ss_method / (ss_method + ss_error))
+    assert rows["method"]["partial_omega2"] == pytest.approx((ss_method - mse) / (ss_method + (24 - 1) * mse))
+    assert anova(frame[frame.task == 0]) == [] and paired_anova(frame[frame.task == 0]) == []
+    gaps = paired_anova(frame)
+    groups = [g.value.to_numpy() for _, g in frame.groupby("task")]
+    assert gaps[0]["p"] == pytest.approx(stats.f_oneway(*groups).pvalue)
+
+
+def test_tukey_needs_three_methods_and_is_scipys():
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame([{"method": m, "task": "t", "value": rng.normal(k, 1)} for k, m in enumerate("abc") for _ in range(6)])
+    rows = tukey(frame)
+    expected = stats.tukey_hsd(*[frame[frame.method == m].value.to_numpy() for m in "abc"])
+    assert rows[0]["p_adjusted"] == pytest.approx(expected.pvalue[0, 1], abs=1e-6)
+    assert rows[0]["difference"] == pytest.approx(expected.statistic[0, 1])
+    assert tukey(frame[frame.method != "c"]) == []
+
+
+def test_within_task_correlation_is_the_ancova_one():
+    rng = np.random.default_rng(2)
+    groups = np.repeat(list("abcd"), 6)
+    x = rng.random(24) + np.repeat(np.arange(4), 6)
+    y = -1.0 * x + 2 * np.repeat(np.arange(4), 6) + 0.3 * rng.standard_normal(24)
+    fit = ols("y ~ x + C(g)", data=pd.DataFrame({"x": x, "y": y, "g": groups})).fit()
+    t = fit.tvalues["x"]
+    found = within_correlation(x, y, list(groups))
+    assert found.r == pytest.approx(np.sign(t) * math.sqrt(t**2 / (t**2 + fit.df_resid)))
+    assert (found.df, found.p) == pytest.approx((fit.df_resid, fit.pvalues["x"]))
+    pooled = pooled_correlation(x, y)
+    assert (pooled.r, pooled.p) == pytest.approx(stats.pearsonr(x, y))
+    assert found.r < 0 < pooled.r  # differences between tasks turn the pooled sign over
+
+
+def test_correlations_of_too_little_are_none():
+    assert within_correlation(np.array([1.0, 2]), np.array([1.0, 2]), ["a", "b"]) is None
+    assert pooled_correlation(np.array([]), np.array([])) is None
+    assert pooled_correlation(np.ones(5), np.arange(5.0)) is None
+
+
+def test_components_come_back():
+    rng = np.random.default_rng(3)
+    values = 0.4 * rng.standard_normal((60, 1)) + 0.8 * rng.standard_normal((1, 400)) + 0.5 * rng.standard_normal((60, 400))
+    found = components(values)
+    assert (found.seeds, found.examples, found.residual) == pytest.approx((0.4, 0.8, 0.5), rel=0.2)
+
+
+def test_detectable_margin_has_the_power_it_promises():
+    sd = Components(0.01, 0.15, 0.2)
+    margin = detectable_margin(sd, 0.8, 3, 300)
+    assert power(sd, margin * 0.8, 3, 300) == pytest.approx(0.8, abs=1e-6)
+    assert power(sd, 0.024, 5, 300) > power(sd, 0.024, 3, 300)
+    assert power(sd, 0.0, 3, 300) == pytest.approx(0.05)
+    assert detectable_margin(Components(1, 1, 1), 0.1, 3, 10) is None
+    assert power(Components(0, 0, 0), 0.1, 3, 10) == 1 and 0 <= power(Components(1e-6, 1e-6, 1e-6), 0.5, 3, 100) <= 1
+
+
+@pytest.mark.slow
+def test_power_is_what_simulation_finds():
+    rng, sd, draws = np.random.default_rng(4), Components(0.02, 0.1, 0.3), 2000
+    hits = 0
+    for _ in range(draws):
+        parts = sd.seeds * rng.standard_normal((5, 1)) + sd.examples * rng.standard_normal((1, 150))
+        hits += crossed_t(0.03 + parts + sd.residual * rng.standard_normal((5, 150))).p <= 0.05
+    assert hits / draws == pytest.approx(power(sd, 0.03, 5, 150), abs=0.06)

@@ -1,0 +1,296 @@
+"""Planted effects come back as the planted verdicts, and what is missing makes its claims inconclusive and is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from simulated_store import small_study, write_store
+from tunescope.analysis.frames import collect
+from tunescope.analysis.payloads import baseline_results, deployment_results, drift_results, final_report_json
+from tunescope.analysis.statistical_analysis import analyse
+from tunescope.study.schema import AdapterSpec, MethodSpec, ServingSpec, TaskSpec
+
+NOW = "2026-01-01T00:00:00+00:00"
+STUDY = small_study()
+
+
+def findings_of(root, study=STUDY, missing=None):
+    return analyse(collect(root, study), study, missing, now=NOW)
+
+
+def simulated(tmp_path_factory, name, study=STUDY, **planted):
+    root = tmp_path_factory.mktemp(name)
+    write_store(root, study, rng=np.random.default_rng(5), **planted)
+    return root
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return simulated(tmp_path_factory, "good", quality_gap=0.0, n_examples=1000, drift_ratio=0.5, overhead=0.1)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    return simulated(tmp_path_factory, "bad", quality_gap=0.10, n_examples=1000, drift_ratio=1.1, overhead=0.6)
+
+
+@pytest.fixture(scope="module")
+def found_good(good):
+    return findings_of(good)
+
+
+@pytest.fixture(scope="module")
+def found_bad(bad):
+    return findings_of(bad)
+
+
+@pytest.fixture
+def copy(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "copy")
+
+
+def verdicts(findings):
+    return {c.id: c.verdict for c in findings.claims}
+
+
+def claim(findings, name):
+    return next(c for c in findings.claims if c.id == name)
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from numbers(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from numbers(inner)
+    elif isinstance(value, float):
+        yield value
+
+
+def test_planted_benefits_are_supported(found_good):
+    found = found_good
+    assert set(verdicts(found).values()) == {"supported"} and len(found.claims) == 12
+    assert claim(found, "quality/sst2").estimate == pytest.approx(1.0, abs=0.01)
+    assert claim(found, "drift/sst2").estimate == pytest.approx(0.5, abs=0.05)
+    assert claim(found, "overhead").estimate == pytest.approx(0.1, abs=0.03)
+    low, high = claim(found, "overhead").interval
+    assert low < 0.1 < high
+    assert found.complete and found.steps_done == found.steps_planned == 58
+    assert [r.text for r in found.red_flags if "edge of its grid" not in r.text] == []
+
+
+def test_planted_harm_is_contradicted(found_bad):
+    found = found_bad
+    assert verdicts(found)["hypothesis"] == "contradicted"
+    assert verdicts(found)["quality/all"] == verdicts(found)["drift/all"] == verdicts(found)["overhead"] == "contradicted"
+    assert len(found.disagreements) == 40 and all(len(set(d["predictions"].values())) == 2 for d in found.disagreements)
+    assert "does not keep 97 %" in found.answer[0] and "-" in found.answer[1] and "contradicted" in found.answer[2]
+
+
+def test_overhead_alone_carries_the_or(tmp_path_factory):
+    root = simulated(tmp_path_factory, "or", quality_gap=0.0, n_examples=1000, drift_ratio=1.0, overhead=0.1)
+    found = verdicts(findings_of(root))
+    assert (found["quality/all"], found["overhead"], found["hypothesis"]) == ("supported", "supported", "supported")
+    assert found["drift/all"] != "supported"
+
+
+def test_an_effect_at_the_margin_is_not_decided(tmp_path_factory):
+    root = simulated(tmp_path_factory, "margin", quality_gap=0.03, n_examples=200, drift_ratio=0.8, overhead=0.3)
+    found = verdicts(findings_of(root))
+    assert found["hypothesis"] == found["quality/all"] == found["drift/all"] == "inconclusive"
+
+
+def test_every_number_is_finite_and_carries_its_steps(good, bad, found_good, found_bad):
+    for root, found in ((good, found_good), (bad, found_bad)):
+        frames = collect(root, STUDY)
+        documents = [
+            final_report_json(found, STUDY),
+            baseline_results(frames, found),
+            drift_results(frames, found),
+            deployment_results(frames, found),
+        ]
+        for document in documents:
+            assert np.isfinite(list(numbers(document))).all()
+            json.dumps(document, allow_nan=False)
+        ids = set(frames.planned)
+        for row in [*found.claims, *found.table, *found.baselines, *found.costs, *found.serving]:
+            assert row.steps and set(row.steps) <= ids
+        for name, table in found.statistics.items():
+            assert (table["steps"] or name == "planned_power") and set(table["steps"]) <= ids
+            assert all(len(row) == len(table["columns"]) for row in table["rows"])
+        assert {r.step for r in found.red_flags} <= ids
+
+
+def test_payloads_hold_what_the_plan_asks_for(good, found_good):
+    frames, found = collect(good, STUDY), found_good
+    baselines = baseline_results(frames, found)["tasks"]["mrpc"]
+    assert baselines["measured"]["majority"]["accuracy"]["value"] == pytest.approx(0.55, abs=0.01)
+    assert baselines["measured"]["random"]["accuracy"]["sd"] > 0 and baselines["published"]
+    drift = drift_results(frames, found)
+    assert set(drift["tasks"]) == set(STUDY.tasks) and len(drift["runs"]) == 40
+    deployment = deployment_results(frames, found)
+    assert len(deployment["cells"]) == 60 and {a["arm"] for a in deployment["arms"]} == set(STUDY.serving.arms)
+    report = final_report_json(found, STUDY)
+    assert (report["verdict"], report["registered"]["quality_retained"]) == ("supported", 0.97)
+
+
+def test_holm_orders_the_tasks(found_good):
+    found = found_good
+    tasks = [claim(found, f"quality/{t}") for t in STUDY.tasks]
+    ordered = sorted(tasks, key=lambda c: c.p)
+    assert ordered[0].p_adjusted == pytest.approx(min(1, 4 * ordered[0].p))
+    assert all(c.p_adjusted >= c.p for c in tasks)
+    assert claim(found, "quality/all").p == max(c.p for c in tasks)
+
+
+def test_a_missing_run_is_named_and_blocks_its_claims_only(copy):
+    step = "train/rte/lora/final/seed-2024"
+    (copy / "steps" / step / "result.json").unlink()
+    found = findings_of(copy, missing={step: ("failed", "loss is not finite")})
+    assert not found.complete and found.steps_done == 57
+    assert [(m.step, m.state, m.why) for m in found.missing] == [(step, "failed", "loss is not finite")]
+    rte = claim(found, "quality/rte")
+    assert rte.verdict == "inconclusive" and step in rte.notes[0] and rte.estimate is not None
+    assert verdicts(found)["quality/sst2"] == "supported" and verdicts(found)["quality/all"] == "inconclusive"
+    assert len(found.answer) == 3 and "not decided" in found.answer[0] and "RTE" in found.answer[0] and "57 of 58" in found.answer[2]
+
+
+def test_a_stale_result_is_not_used(copy):
+    step = "train/rte/lora/final/seed-2024"
+    found = findings_of(copy, missing={step: ("stale", "max_epochs 3 to 4")})
+    assert all(step not in c.steps for c in found.claims) and verdicts(found)["quality/rte"] == "inconclusive"
+
+
+@pytest.mark.parametrize("gone", ["train", "baseline", "serve", "data", "drift", "base-probe", "correlate"])
+def test_any_kind_of_step_may_be_missing(copy, gone):
+    shutil.rmtree(copy / "steps" / gone)
+    found = findings_of(copy)
+    assert len(found.answer) == 3 and not found.complete
+    expected = "inconclusive" if gone in ("train", "baseline") else "supported"
+    assert verdicts(found)["hypothesis"] == expected
+    json.dumps(final_report_json(found, STUDY), allow_nan=False)
+
+
+def test_nothing_at_all_still_answers(tmp_path):
+    found = findings_of(tmp_path)
+    assert found.steps_done == 0 and set(verdicts(found).values()) == {"inconclusive"} and len(found.answer) == 3
+
+
+def test_one_seed_is_shown_and_not_tested(tmp_path_factory):
+    found = findings_of(simulated(tmp_path_factory, "one", seeds=(42,), n_examples=100))
+    quality = claim(found, "quality/sst2")
+    assert quality.p is None and quality.estimate is not None and quality.verdict == "inconclusive"
+    assert any("fewer than 2" in n for n in quality.notes)
+    row = next(r for r in found.table if (r.task, r.method) == ("sst2", "lora"))
+    assert row.n_seeds == 1 and row.quality_sd is None and row.quality_interval is not None
+
+
+def test_few_launches_never_decide(tmp_path_factory):
+    root = simulated(tmp_path_factory, "few", quality_gap=0.0, n_examples=1000, drift_ratio=1.0, overhead=0.05, launches=3)
+    found = findings_of(root)
+    overhead = claim(found, "overhead")
+    assert overhead.p < 0.05 and overhead.verdict == "inconclusive" and "too few launches" in overhead.notes[0]
+    assert verdicts(found)["hypothesis"] == "inconclusive"
+
+
+def test_untied_twins_void_the_overhead_claim(copy):
+    path = copy / "steps/serve/launches.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["arm"] == "base":
+            for cell in row["cells"]:
+                cell["ms_per_token"] *= 1.4
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    overhead = claim(findings_of(copy), "overhead")
+    assert overhead.verdict == "inconclusive" and any("do not tie" in n for n in overhead.notes)
+
+
+def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
+    import pandas as pd
+
+    for path in (copy / "steps").glob("train/rte/*/final/*/predictions.parquet"):
+        frame = pd.read_parquet(path)
+        frame["prediction"] = "not_entailment"  # every run answers as the majority class does
+        frame["correct"] = (frame.label == "not_entailment").astype(float)
+        frame.to_parquet(path)
+    found = findings_of(copy)
+    assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
+        "nothing was learned"
+    )
+    got = verdicts(found)
+    assert got["quality/rte"] == got["drift/rte"] == got["quality/all"] == got["hypothesis"] == "inconclusive"
+    assert got["quality/sst2"] == "supported"
+    assert any("nothing was learned" in r.text and r.step == "baseline/rte" for r in found.red_flags)
+    assert any("RTE" in line for line in found.limitations)
+
+
+def test_flags_from_expectations_and_notes(copy):
+    tasks = {t: TaskSpec(max_length=512, expect={"full": (0.95, 0.99)} if t == "sst2" else {}) for t in STUDY.tasks}
+    path = copy / "steps/train/mrpc/lora/final/seed-42/result.json"
+    result = json.loads(path.read_text())
+    result["notes"] = ["base weights changed during adapter training"]
+    path.write_text(json.dumps(result))
+    found = findings_of(copy, study=small_study(tasks=tasks))
+    texts = [r.text for r in found.red_flags]
+    assert sum("outside the expected 0.95 to 0.99 of full on sst2" in t for t in texts) == 3
+    assert "base weights changed during adapter training" in texts
+    assert set(verdicts(found).values()) == {"supported"}  # flags never change a verdict
+
+
+def test_limitations_come_from_the_data(copy):
+    path = copy / "steps/data/squad_v2/result.json"
+    result = json.loads(path.read_text())
+    result["outputs"] |= {"made_here": True, "comparable": False}
+    path.write_text(json.dumps(result))
+    lines = " ".join(findings_of(copy).limitations)
+    assert "3 seeds" in lines and "2.2 million parameters" in lines and "CPU" in lines and "data of SQuAD v2 was made by rules" in lines
+    assert "Partial study" not in lines
+
+
+def test_a_study_without_serving_or_with_ablations(tmp_path_factory):
+    methods = {
+        **STUDY.methods,
+        "lora_r16": MethodSpec(warmup_ratio=0.06, learning_rates=(3e-3, 1e-2), adapter=AdapterSpec(r=16, lora_alpha=32)),
+    }
+    study = small_study(serving=None, methods=methods, tasks={"mrpc": TaskSpec(max_length=512)})
+    found = findings_of(simulated(tmp_path_factory, "ablation", study, quality_gap=0.0, n_examples=800), study)
+    assert claim(found, "overhead").notes == ["the study has no serving part"]
+    assert {row[1] for row in found.statistics["ablation"]["rows"]} == {"full", "lora", "lora_r16"}
+    assert len(found.statistics["post_hoc"]["rows"]) == 3
+    assert claim(found, "quality/all").n_seeds == 3
+
+
+def test_corpus_f1_as_the_registered_metric(tmp_path_factory):
+    analysis = STUDY.analysis.model_copy(update={"primary_metric": {**STUDY.analysis.primary_metric, "mrpc": "f1"}})
+    study = small_study(tasks={"mrpc": TaskSpec(max_length=512)}, analysis=analysis, serving=None)
+    found = findings_of(simulated(tmp_path_factory, "f1", study, quality_gap=0.0, n_examples=1200), study)
+    quality = claim(found, "quality/mrpc")
+    row = {r.method: r.quality_mean for r in found.table}
+    assert quality.estimate == pytest.approx(row["lora"] / row["full"], abs=1e-3) and quality.verdict == "supported"
+
+
+def test_squad_is_clustered_by_paragraph_with_articles_beside(found_good):
+    found = found_good
+    assert "200 paragraph totals" in claim(found, "quality/squad_v2").method
+    procedures = [row[1] for row in found.statistics["quality_sensitivity"]["rows"] if row[0] == "squad_v2"]
+    assert "clustered by article" in procedures
+
+
+def test_sign_flips_over_three_seeds_cannot_decide(found_good):
+    rows = [r for r in found_good.statistics["drift_sensitivity"]["rows"] if "sign flip" in r[1]]
+    assert len(rows) == 4 and all(r[6] == 0.125 and r[7] == "cannot be decided by this test" for r in rows)
+
+
+def test_the_registered_cells_must_be_in_the_grid(tmp_path_factory):
+    serving = ServingSpec(arms=("base", "merged", "adapters_2"), batch_sizes=(1, 2), prompt_lengths=(128,), sampling=("greedy",))
+    study = small_study(serving=serving)
+    found = findings_of(simulated(tmp_path_factory, "grid", study, n_examples=100), study)
+    note = " ".join(claim(found, "overhead").notes)
+    assert "batch size 4" in note and "prompt length 256" in note
+
+
+def test_findings_do_not_depend_on_the_run(good, found_good):
+    assert findings_of(good) == found_good
