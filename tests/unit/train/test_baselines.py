@@ -240,7 +240,12 @@ def real_parts(task: str) -> tuple[list[Example], list[Example]]:
 @real_data
 @pytest.mark.parametrize(
     ("task", "metric", "percent", "n"),
-    [("mrpc", "accuracy", 66.5, 1725), ("sst2", "accuracy", 50.9, 872), ("rte", "accuracy", 52.7, 277), ("squad_v2", "f1", 50.07, 11873)],
+    [
+        ("mrpc", "accuracy", 66.5, 1725),
+        ("sst2", "accuracy", 50.9, 872),
+        ("rte", "accuracy", 52.7, 277),
+        ("squad_v2", "f1", 50.07, 11873),
+    ],
 )
 def test_known_answers_of_the_real_test_sets(task, metric, percent, n):
     train, test = real_parts(task)
