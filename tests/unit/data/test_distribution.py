@@ -116,7 +116,7 @@ def test_squad_layouts(tmp_path, place):
 
 
 def test_missing_folder_file_and_damaged_gzip(tmp_path):
-    with pytest.raises(PrerequisiteError, match="execution.paths.files"):
+    with pytest.raises(PrerequisiteError, match=r"execution\.paths\.files"):
         Folder(tmp_path / "nowhere", "rte")
     with pytest.raises(PrerequisiteError, match=r"rte: no train.tsv \(or train.tsv.gz\)"):
         Folder(tmp_path, "rte").read("train.tsv")

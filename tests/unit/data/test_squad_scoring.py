@@ -111,7 +111,8 @@ def test_empty_input_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"), [(" unknown", ""), (" Unknown\nQ: more", ""), (" 12 May\nQ:", "12 May"), ("", ""), ("\n", ""), (" unknown man", "unknown man")]
+    ("text", "answer"),
+    [(" unknown", ""), (" Unknown\nQ: more", ""), (" 12 May\nQ:", "12 May"), ("", ""), ("\n", ""), (" unknown man", "unknown man")],
 )
 def test_generated_text_to_answer(text, answer):
     assert answer_from_text(text) == answer
