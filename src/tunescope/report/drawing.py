@@ -189,4 +189,4 @@ def _attribute(name: str, value: str, prefix: str) -> str:
     if name != "style":
         return value
     value = re.sub(r"#[0-9a-f]{6}\b", lambda found: _TOKENS.get(found[0], found[0]), value)
-    return re.sub(r"font: ([^;]*?)'DejaVu Sans', sans-serif", r"font: \1var(--sans)", value)
+    return value.replace("'DejaVu Sans', sans-serif", "var(--sans)")

@@ -178,7 +178,7 @@ def tradeoffs(material: Material) -> Chart:
     for ax, (name, values) in zip(axes, present.items(), strict=True):
         for row, x in zip(rows, values, strict=True):
             if x is not None:
-                ax.plot(x, row.quality_mean, markers[row.task], color=material.look(row.method)[0], ms=6.5, mew=0)
+                ax.plot(x, row.quality_mean or 0.0, markers[row.task], color=material.look(row.method)[0], ms=6.5, mew=0)
         ax.set_xlabel(name)
         if name == "trainable share":
             log_axis(ax)

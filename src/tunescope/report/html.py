@@ -53,7 +53,10 @@ class Card:
 def render(
     findings: Findings, frames: Frames, tables: Mapping[str, Table], drawn: Drawn, root: Path, study: Study, execution: Execution
 ) -> str:
-    """The page. Drawings go in as they are: they are ours, and the XML writer has escaped their texts. Relative links lead from `<root>/results/report.html` to step folders and to the written tables and figures."""
+    """The page; relative links lead from `<root>/results/report.html` to step folders, tables and figures.
+
+    Drawings go in as they are: they are ours, and the XML writer has escaped their texts.
+    """
     references = all_references(findings, frames, tables, study)
     environment = Environment(
         loader=PackageLoader("tunescope.report", "templates"),

@@ -26,7 +26,8 @@ def escape(texts: Sequence[str]) -> list[str]:
         return []
     column = pd.DataFrame({"text": [" ".join(text.split()) for text in texts]})
     escaped = column.style.format(escape="latex").hide(axis="index").hide(axis="columns").to_string(delimiter="")
-    return [line.translate(_SIGNS) for line in escaped.split("\n")[: len(texts)]]
+    # a cell that starts with [ or * would be taken as an argument of the line break before it
+    return ["{}" * line.startswith(("[", "*")) + line.translate(_SIGNS) for line in escaped.split("\n")[: len(texts)]]
 
 
 def latex(table: Table) -> str:
@@ -40,8 +41,17 @@ def latex(table: Table) -> str:
     title, note, *heads = escape([table.title, table.note, *table.columns])
     cells = iter(escape([cell for row in table.rows for cell in row.cells]))
     rows = [([next(cells) for _ in row.cells], " ".join(row.steps)) for row in table.rows]
-    align = "".join("l" if c in table.words else "r" for c in table.columns)
-    return environment.get_template("table.tex.j2").render(title=title, note=note, label=table.name, align=align, heads=heads, rows=rows)
+    align = "".join(_align(table, k) for k in range(len(table.columns)))
+    return environment.get_template("table.tex.j2").render(
+        title=title, note=note, label=table.name, align=align, heads=heads, rows=rows, wide=len(table.columns) > 7, tall=len(rows) > 40
+    )
+
+
+def _align(table: Table, k: int) -> str:
+    """Numbers to the right, words to the left, sentences in a column that breaks lines."""
+    if max(len(row.cells[k]) for row in table.rows) > 60:
+        return r"p{0.45\linewidth}"
+    return "l" if table.columns[k] in table.words else "r"
 
 
 def write_tables(tables: Mapping[str, Table], folder: Path) -> list[Path]:

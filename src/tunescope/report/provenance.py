@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunescope.analysis.frames import Frames
-from tunescope.study.schema import Execution, Study, StudyFile
+from tunescope.study.schema import Execution, Study
 
 from . import wording as w
 
@@ -114,7 +114,8 @@ def study_argument(study: Study, execution: Execution) -> str:
     from tunescope.study.load import builtin_studies, load_study
 
     try:
-        unchanged = study.name in builtin_studies() and load_study(study.name) == StudyFile(study=study, execution=execution)
+        shipped = load_study(study.name) if study.name in builtin_studies() else None
     except TunescopeError:
-        unchanged = False
+        shipped = None
+    unchanged = shipped is not None and (shipped.study, shipped.execution) == (study, execution)
     return study.name if unchanged else f"{execution.paths.runs}/{study.name}/study.yaml"

@@ -64,8 +64,7 @@ def master_table(rows: Sequence[TaskRow], overhead: Claim | None, candidate: str
         ("Overhead", lambda r: w.percent(extra.estimate, sign=True) if extra and r.method == candidate else w.NONE),
         ("Trainable", lambda r: w.count(r.trainable_parameters)),
         ("Share", lambda r: w.percent(r.trainable_share, 0 if r.trainable_share == 1 else None)),
-        ("Learning rate", lambda r: w.NONE if r.learning_rate is None else f"{r.learning_rate:g}".replace("-", w.MINUS)),
-        ("Batch", lambda r: w.count(r.batch_size)),
+        ("Rate, batch", lambda r: w.NONE if r.learning_rate is None else f"{w.exact(r.learning_rate)}, {w.count(r.batch_size)}"),
     ]
     note = "Quality and drift: mean ± standard deviation over seeds. Interval: 90 %, over seeds and examples. Drift: 1 − debiased CKA."
     note += f" Overhead: {extra.estimate_name}, one figure for the study, not per task." if extra else ""
@@ -121,7 +120,8 @@ def costs_table(rows: Sequence[CostRow]) -> Table:
 
 
 def serving_table(rows: Sequence[ServingRow]) -> Table:
-    """Every serving cell over launches."""
+    """Every serving cell over launches; remarks that hold for all of them stand under the table."""
+    shared = [n for n in _notes(rows[0]) if all(n in _notes(r) for r in rows)] if rows else []
     formats: list[Format] = [
         ("Arm", lambda r: w.arm_name(r.arm)),
         ("Batch", lambda r: w.count(r.batch_size)),
@@ -138,10 +138,15 @@ def serving_table(rows: Sequence[ServingRow]) -> Table:
         ("Requests", lambda r: w.count(r.requests)),
         ("Over baseline", lambda r: w.NONE if r.ratio_to_baseline is None else w.percent(r.ratio_to_baseline - 1, 1, sign=True)),
         ("Interval", lambda r: w.percent_interval(_less_one(r.ratio_interval))),
-        ("Note", lambda r: r.note or w.NONE),
+        ("Note", lambda r: "; ".join(n for n in _notes(r) if n not in shared) or w.NONE),
     ]
-    note = "Medians over launches (± median absolute deviation). p50 to p99: latency of a request. Over baseline: extra time per token, same cell."
+    note = "Medians over launches (± median absolute deviation). p50 to p99: request latency. Over baseline: extra time per token."
+    note += f" All cells: {'; '.join(shared)}." if shared else ""
     return table_of("serving", "Serving cells", rows, formats, ("Arm", "Sampling"), note)
+
+
+def _notes(row: ServingRow) -> list[str]:
+    return [note for note in row.note.split("; ") if note]
 
 
 def _less_one(limits: Any) -> Any:

@@ -59,7 +59,7 @@ def value_text(column: str, value: Any) -> str:
     if not isinstance(value, int | float):
         return w.task_name(value) if column == "task" else str(value)
     if column in ("learning_rate", "seed"):
-        return f"{value:g}".replace("-", w.MINUS)
+        return w.exact(value)
     is_p = column == "p" or column.startswith(("p ", "p_")) or column.endswith(("_p", " p"))
     return w.p_value(value) if is_p else w.count(value) if isinstance(value, int) and value < 10**7 else w.number(value)
 

@@ -146,6 +146,11 @@ def size(count: float | None) -> str:
     return f"{number(count / 2**30)}{SPACE}GiB" if count >= 2**30 else f"{number(count / 2**20)}{SPACE}MiB"
 
 
+def exact(value: float) -> str:
+    """A chosen value (a learning rate, a seed) as it was written."""
+    return f"{value:g}" if abs(value) < 1e6 else f"{value:.0f}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours."""
     if missing(seconds):

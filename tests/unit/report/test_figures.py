@@ -1,0 +1,95 @@
+"""Figures: words, files, determinism, what cannot be drawn."""
+
+import hashlib
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+from tunescope.report.drawing import Material, inline_svg, save, style
+from tunescope.report.figures import FIGURES, Drawn, draw_all
+from tunescope.report.figures_quality import performance
+from tunescope.report.wording import decimals, percent
+
+from .conftest import Published
+
+
+def test_all_figures_are_drawn_in_three_formats(published: Published) -> None:
+    folder = published.root / "results" / "figures"
+    for name in FIGURES:
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ET.fromstring((folder / f"{name}.svg").read_text()).tag.endswith("svg")
+    index = json.loads((folder / "figures.json").read_text())
+    assert [f["name"] for f in index["figures"]] == list(FIGURES) and index["not_drawn"] == {}
+
+
+def test_alt_text_has_the_numbers_and_figures_name_finished_steps(drawn: Drawn, published: Published) -> None:
+    finished = set(published.frames.steps.step_id)
+    for chart in drawn.charts.values():
+        assert len(re.findall(r"\d", chart.alt)) >= 3, chart.name
+        assert chart.steps and set(chart.steps) <= finished, chart.name
+    row = next(r for r in published.findings.table if (r.task, r.method) == ("sst2", "lora"))
+    assert decimals(100 * (row.quality_mean or 0), 1) in drawn.charts["performance"].alt
+    claim = next(c for c in published.findings.claims if c.id == "overhead")
+    assert percent(claim.estimate) in drawn.charts["claims"].alt
+
+
+def test_same_input_same_bytes(published: Published, tmp_path: Path) -> None:
+    material = Material(published.findings, published.frames, published.study)
+    digests = []
+    for k in range(2):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        with style():
+            save(performance(material), folder)
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()})
+    assert digests[0] == digests[1] and len(digests[0]) == 3
+
+
+def test_svg_keeps_text_as_text(drawn: Drawn) -> None:
+    assert re.search(r"<text[^>]*>SST-2", drawn.charts["training_curves"].svg)
+
+
+def test_without_data_every_figure_is_named_as_missing(published: Published, tmp_path: Path) -> None:
+    empty = published.with_findings(claims=[], table=[], baselines=[], costs=[], serving=[], statistics={})
+    frames = published.frames.without(set(published.frames.steps.step_id))
+    found = draw_all(Material(empty.findings, frames, published.study), tmp_path)
+    assert not found.charts and set(found.missing) == set(FIGURES) and all(found.missing.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inline_svg_is_free_of_clashes_and_of_the_network(drawn: Drawn) -> None:
+    seen: set[str] = set()
+    for chart in drawn.charts.values():
+        root = ET.fromstring(inline_svg(chart))
+        ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
+        assert len(ids) == len(set(ids)) and not seen & set(ids)
+        seen |= set(ids)
+        text = ET.tostring(root, encoding="unicode")
+        used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+        assert used <= set(ids), chart.name
+        assert not any(word in text for word in ("http", "<style", "DejaVu"))
+        assert root.attrib["aria-label"] == chart.alt and root.attrib["role"] == "img"
+        assert "var(--ink)" in text, "colours follow the page"
+
+
+def test_labels_are_never_math_and_are_escaped(published: Published, tmp_path: Path) -> None:
+    name = "lo$\\frac{1}$ra<script>"
+    table = [r.model_copy(update={"method": name if r.method == "lora" else r.method}) for r in published.findings.table]
+    methods = {**published.study.methods, name: published.study.methods["lora"]}
+    material = Material(
+        published.with_findings(table=table).findings, published.frames, published.study.model_copy(update={"methods": methods})
+    )
+    with style():
+        chart = save(performance(material), tmp_path)
+    assert "<script" not in inline_svg(chart) and "lo$\\frac{1}$ra&lt;script&gt;" in inline_svg(chart)
+
+
+def test_one_method_alone_can_be_drawn(published: Published, tmp_path: Path) -> None:
+    frames = published.frames
+    only = frames.without(s for s in frames.steps.step_id if "/lora/" in s)
+    findings = published.with_findings(table=[r for r in published.findings.table if r.method == "full"], claims=[], statistics={}).findings
+    found = draw_all(replace(Material(findings, only, published.study)), tmp_path)
+    assert {"performance", "drift_heatmap", "layer_profiles", "drift_evolution"} <= set(found.charts)

@@ -1,0 +1,129 @@
+"""Tables as LaTeX and CSV."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tunescope.report.latex import escape, latex, write_tables
+from tunescope.report.tables import build_tables, serving_table
+from tunescope.report.tables_statistics import disagreements_table, statistics_tables, value_text
+from tunescope.report.tabular import Row, Table
+
+from .conftest import Published
+
+
+@pytest.fixture(scope="module")
+def tables(published: Published) -> dict[str, Table]:
+    return build_tables(published.findings)
+
+
+def _statistic(**changes: Any) -> Table:
+    steps = [f"train/{t}/{m}/final/seed-{s}" for t in ("mrpc", "sst2") for m in ("full", "lora") for s in (42, 7)] + ["baseline/mrpc"]
+    entry = {"title": "T", "columns": ["task", "method", "p"], "rows": [["mrpc", "lora", 0.01234]], "note": "", "steps": steps}
+    return statistics_tables({"x": {**entry, **changes}})[0]
+
+
+def test_latex_special_characters_are_escaped() -> None:
+    assert escape(["R&D 5 % a_b #1 {x} $y$"]) == [r"R\&D 5 \% a\_b \#1 \{x\} \$y\$"]
+    assert escape(["", "a\nb", "−1 ≤ x", "<i>"]) == ["", "a b", r"$-$1 $\le$ x", "$<$i$>$"]
+    assert escape(["[1, 2]"]) == ["{}[1, 2]"], "a leading bracket would be read as the argument of the row's line break"
+    assert escape([]) == []
+    assert "\\textbackslash" in escape([r"\input{x}"])[0]
+
+
+def test_latex_uses_booktabs_and_every_row_has_every_cell(tables: dict[str, Table]) -> None:
+    for table in tables.values():
+        text = latex(table)
+        assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule")) and "&" in text
+        assert not re.search(r"\|", text.split(r"\begin{tab")[-1].splitlines()[0]), "no vertical rules"
+        body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+        lines = [line for line in body.splitlines() if r"\\ %" in line]
+        assert len(lines) == len(table.rows)
+        for line, row in zip(lines, table.rows, strict=True):
+            cells, comment = line.split(r"\\ %")
+            assert len(re.findall(r"(?<!\\)&", cells)) == len(table.columns) - 1
+            assert comment.split() == list(row.steps)
+            assert not re.search(r"(?<!\\)[%#]", cells)
+
+
+def test_csv_keeps_full_precision_and_steps(tables: dict[str, Table], published: Published, tmp_path: Any) -> None:
+    write_tables(tables, tmp_path)
+    for name, table in tables.items():
+        frame = pd.read_csv(tmp_path / f"{name}.csv")
+        assert len(frame) == len(table.rows) and "steps" in frame
+    claims = pd.read_csv(tmp_path / "claims.csv").set_index("id")
+    for claim in published.findings.claims:
+        assert claims.loc[claim.id, "p"] == pytest.approx(claim.p, rel=1e-12)
+        assert claims.loc[claim.id, "steps"] == "; ".join(claim.steps)
+        if claim.interval:
+            assert claims.loc[claim.id, "interval_low"] == pytest.approx(claim.interval[0], rel=1e-12)
+
+
+def test_every_row_names_its_steps(tables: dict[str, Table]) -> None:
+    unsourced = {name for name, table in tables.items() if any(not row.steps for row in table.rows)}
+    assert unsourced <= {"statistics_planned_power"}, "power stated before the runs comes from no step"
+
+
+def test_claims_table_tells_margins_and_verdicts(tables: dict[str, Table], published: Published) -> None:
+    table = tables["claims"]
+    cells = {row.cells[0]: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
+    assert cells["quality, SST-2"]["Margin"] == "≥\u00a097\u00a0%" and cells["overhead"]["Margin"] == "≤\u00a030\u00a0%"
+    assert {row["Verdict"] for row in cells.values()} <= {"supported", "contradicted", "inconclusive"}
+    by_id = {c.id: c for c in published.findings.claims}
+    assert cells["drift, all tasks"]["Verdict"] == by_id["drift/all"].verdict
+
+
+def test_published_rows_say_not_measured_here(tables: dict[str, Table]) -> None:
+    marked = [row for row in tables["baselines"].rows if row.mark == "published"]
+    assert marked and all(any("not measured here" in cell for cell in row.cells) for row in marked)
+    assert all("not measured here" not in " ".join(r.cells) for r in tables["baselines"].rows if r.mark != "published")
+
+
+def test_overhead_stands_only_with_the_candidate_and_carries_the_serve_step(tables: dict[str, Table]) -> None:
+    table = tables["master"]
+    place = table.columns.index("Overhead")
+    for row in table.rows:
+        assert (row.cells[place] != "–") == (row.cells[1] == "lora") == ("serve" in row.steps)
+
+
+def test_a_row_that_names_task_method_or_seed_keeps_only_their_steps() -> None:
+    assert _statistic().rows[0].steps == ("train/mrpc/lora/final/seed-42", "train/mrpc/lora/final/seed-7", "baseline/mrpc")
+    assert len(_statistic(rows=[["all tasks", "lora", 0.5]]).rows[0].steps) == 9, "what names no known task keeps all"
+
+
+def test_statistics_of_any_shape_are_written_out() -> None:
+    assert _statistic().rows[0].cells == ("MRPC", "lora", "0.0123")
+    assert _statistic(rows=[{"task": "mrpc", "method": "lora", "p": None}]).rows[0].cells[2] == "–"
+    assert [value_text("x", v) for v in (True, [0.1, None], ["a", 1], {"k": 0.5}, float("nan"))] == [
+        "yes",
+        "[0.100, ∞]",
+        "a, 1",
+        "k: 0.500",
+        "–",
+    ]
+    assert value_text("learning_rate", 0.0005) == "0.0005" and value_text("seed", 1337) == "1337"
+    assert statistics_tables({"empty": {"title": "", "columns": ["a"], "rows": [], "note": "", "steps": []}}) == []
+
+
+def test_notes_of_all_serving_cells_are_said_once(published: Published) -> None:
+    rows = [r.model_copy(update={"note": "few requests" + ("; alone" if k == 0 else "")}) for k, r in enumerate(published.findings.serving)]
+    table = serving_table(rows)
+    assert "few requests" in table.note and [row.cells[-1] for row in table.rows[:2]] == ["alone", "–"]
+
+
+def test_disagreements_say_who_is_right() -> None:
+    row = {
+        "task": "squad_v2", "example_id": "v/1", "label": None, "predictions": {"full": "", "lora": "x" * 500},
+        "agreement": {"full": 1.0, "lora": 2 / 3}, "right": {"full": True, "lora": False}, "steps": ["a"],
+    }  # fmt: skip
+    cells = disagreements_table([row]).rows[0].cells
+    assert cells[:4] == ("SQuAD v2", "v/1", "–", "(no answer) ✓ (100\u00a0%)")
+    assert cells[4].endswith("… ✕ (67\u00a0%)") and len(cells[4]) < 140
+
+
+def test_a_table_with_one_source_says_it_once() -> None:
+    rows = tuple(Row((str(k),), ("serve",)) for k in range(2))
+    assert Table("t", "T", ("a",), rows, frozenset()).one_source
+    assert not Table("t", "T", ("a",), (*rows, Row(("3",), ("x",))), frozenset()).one_source
