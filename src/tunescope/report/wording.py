@@ -169,6 +169,7 @@ def count(value: float | None) -> str:
 def prose(text: str) -> str:
     """A sentence of the findings with the page's signs: a no-break space before per cent, real minus signs."""
     text = re.sub(r"(?<=\d)\s?%", f"{SPACE}%", text)
+    text = re.sub(r"\bp ([=<]) (?=\d)", rf"p{SPACE}\1{SPACE}", text)
     return re.sub(r"(?<= )-(?= )|(?<![\w-])-(?=\d)", MINUS, text)
 
 
