@@ -31,6 +31,8 @@ class Tracker(Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> None: ...
 
+    def rewind(self, step: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -85,6 +87,11 @@ class FinishedStep:
     @property
     def outputs(self) -> dict[str, Any]:
         return self.result["outputs"]
+
+
+def store_root(folder: Path) -> Path | None:
+    """The study's folder that holds a step's folder, where the lock of model revisions lives; None outside a store."""
+    return next((p.parent for p in folder.parents if p.name == "steps"), None)
 
 
 def read_step(folder: Path) -> FinishedStep:

@@ -9,10 +9,9 @@ from tunescope.study.schema import AnalysisSpec, Study
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import NAMES, weakest
+from .verdicts import ARMS, NAMES, weakest
 
 PER_TASK = 10
-_ARMS = {"adapters_1": "1 adapter", "adapters_2": "2 adapters", "adapters_4": "4 adapters"}
 
 
 def percent(share: float | None, places: int = 1) -> str:
@@ -94,7 +93,7 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
-    arm, baseline, limit = _ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
+    arm, baseline, limit = ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
     if overhead.estimate is None:
         first = f"Serving: the cost of {arm} against {baseline} has not been measured"
     else:

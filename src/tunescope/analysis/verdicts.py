@@ -7,6 +7,11 @@ from tunescope.study.schema import AnalysisSpec
 from .findings import Claim, Verdict
 from .inference import any_of, composite, composite_opposite, holm, intersection_union
 
+ARMS = {
+    "base": "base", "full": "full fine-tuned", "merged": "merged", "lora_idle": "adapters on, none used", "adapters_1": "1 adapter",
+    "adapters_2": "2 adapters", "adapters_4": "4 adapters", "switching": "switching",
+}  # fmt: skip
+"""Serving arms in words."""
 NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "rte": "RTE", "squad_v2": "SQuAD v2"}
 """Task names as their publishers write them."""
 

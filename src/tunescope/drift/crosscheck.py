@@ -49,9 +49,7 @@ def find_base_probe(upstream: Mapping[str, Path], task: str) -> BaseProbe | None
     return None
 
 
-def step_zero_drift(
-    runs: list[DriftRun], base: BaseProbe | None, progress: Callable[[int, int, str], None]
-) -> list[dict[str, Any]]:
+def step_zero_drift(runs: list[DriftRun], base: BaseProbe | None, progress: Callable[[int, int, str], None]) -> list[dict[str, Any]]:
     """Per run, the largest debiased-CKA drift of its step-0 states from the base probe, with the floor at that layer."""
     if base is None:
         return []

@@ -23,8 +23,6 @@ from tunescope.records import Metric, StepContext, StepResult
 from tunescope.study.inputs import DriftInputs
 
 __all__ = ["run_base_probe", "run_drift"]
-SATURATED = 0.9
-"""Drift above this is saturated: differences there mean little."""
 FALLING = 0.8
 """A run whose final drift is below this share of its largest has drifted back, which deserves a look."""
 Groups = dict[str, dict[int, DriftRun]]
@@ -62,10 +60,10 @@ def _summary(inputs: DriftInputs, runs: list[DriftRun], groups: Groups, base: Ba
         "candidate_method": inputs.candidate_method,
         "reference_method": inputs.reference_method,
         "primary_pooling": pooling,
-        "saturated_above": SATURATED,
+        "saturated_above": inputs.saturated_drift,
         "noise_floor": base.floors(pooling) if base else None,
-        "runs": [_run_row(run, floor) for run in runs],
-        "methods": {method: _method_row(list(group.values())) for method, group in sorted(groups.items())},
+        "runs": [_run_row(run, floor, inputs.saturated_drift) for run in runs],
+        "methods": {method: _method_row(list(group.values()), inputs.saturated_drift) for method, group in sorted(groups.items())},
         "paired": paired(_scalars(candidate), _scalars(reference)),
         "blocks": _paired_blocks(candidate, reference),
         "layers": layer_contrast(candidate, reference),
@@ -95,7 +93,7 @@ def _paired_blocks(candidate: dict[int, DriftRun], reference: dict[int, DriftRun
     return [paired(*({s: run.blocks[b] for s, run in group.items()} for group in (candidate, reference))) for b in range(count)]
 
 
-def _run_row(run: DriftRun, floor: float | None) -> dict[str, Any]:
+def _run_row(run: DriftRun, floor: float | None, saturated: float) -> dict[str, Any]:
     plain, chance, sd = (run.profile(m) for m in ("cka_plain", "cka_chance_mean", "cka_chance_sd"))
     return {
         "step": run.step.id,
@@ -106,7 +104,7 @@ def _run_row(run: DriftRun, floor: float | None) -> dict[str, Any]:
         "scored_step": run.scored_step,
         "drift": run.drift,
         "blocks": list(run.blocks),
-        "saturated": run.drift > SATURATED,
+        "saturated": run.drift > saturated,
         "below_resolution": None if floor is None else run.drift <= floor,
         "early": float(thirds(run.profile())[0].mean()),
         "late": float(thirds(run.profile())[1].mean()),
@@ -128,13 +126,13 @@ def thirds(profile: Array) -> tuple[Array, Array]:
     return profile[:size], profile[-size:]
 
 
-def _method_row(runs: list[DriftRun]) -> dict[str, Any]:
+def _method_row(runs: list[DriftRun], saturated: float) -> dict[str, Any]:
     profiles = np.array([run.profile() for run in runs])
     mean = profiles.mean(axis=0)
     early, late = thirds(mean)
     return {
         "drift": summary(np.array([run.drift for run in runs])),
-        "saturated": bool(np.mean([run.drift for run in runs]) > SATURATED),
+        "saturated": bool(np.mean([run.drift for run in runs]) > saturated),
         "profile_mean": [float(v) for v in mean],
         "profile_sd": [float(v) for v in profiles.std(axis=0, ddof=1)] if len(runs) > 1 else None,
         "early": float(early.mean()),

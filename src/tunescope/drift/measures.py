@@ -45,9 +45,7 @@ MEASURES: dict[str, Measure] = {
         Measure("relative_displacement", "mean over examples of |y - x| / |x|", 0, INF, True, (*ROWS, "rotation")),
         Measure("mean_shift", "|mean(y) - mean(x)| over the rms norm of base rows", 0, INF, True, (*ROWS, "rotation")),
         Measure("procrustes", "squared distance of centred unit-norm states after the best rotation", 0, 2, True, KERNEL),
-        Measure(
-            "token_cosine", "mean over real tokens (not position 0) of the raw cosine to the base token state", -1, 1, False, ROWS
-        ),
+        Measure("token_cosine", "mean over real tokens (not position 0) of the raw cosine to the base token state", -1, 1, False, ROWS),
         Measure(
             "next_token_kl",
             "mean over prompts of KL(base || tuned) of the next token after the prompt",
@@ -75,9 +73,7 @@ MEASURES: dict[str, Measure] = {
             ROWS,
             "bits",
         ),
-        Measure(
-            "mlp_cosine", "mean over examples of the raw cosine of MLP activations at the last prompt token", -1, 1, False, ROWS
-        ),
+        Measure("mlp_cosine", "mean over examples of the raw cosine of MLP activations at the last prompt token", -1, 1, False, ROWS),
     )
 }
 """`rotation` of row-wise measures means one rotation of both sides; of kernel measures, of either side."""

@@ -11,7 +11,7 @@ from tunescope.drift.probe import Probe
 from tunescope.drift.states import ProbeStates, save_states
 from tunescope.drift.table import drift_table
 from tunescope.models.loading import load_model, load_tokenizer, resolve_model
-from tunescope.records import Metric, StepContext, StepResult
+from tunescope.records import Metric, StepContext, StepResult, store_root
 from tunescope.study.inputs import BaseProbeInputs
 
 CONDITIONS = ("batch_size", "padding_side", "dtype")
@@ -20,7 +20,7 @@ NOISE_MEASURES = ("cka_drift_debiased", "cka_drift_plain", "cosine_raw", "relati
 
 def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
     """Probe the untuned model: `probe/base.safetensors`, `noise.parquet` (base against base) and `activations.parquet`."""
-    path = resolve_model(inputs.model, runs_dir_of(ctx.folder))
+    path = resolve_model(inputs.model, store_root(ctx.folder))
     model = load_model(path, dtype=torch.float32, device=ctx.device)
     examples = load_examples(ctx.data_dir, inputs.task, "probe")
     probe = Probe(inputs.task, examples, load_tokenizer(path), inputs.max_length, inputs.drift, ctx.device)
@@ -43,14 +43,7 @@ def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
         "n": base.n,
         "truncated": probe.truncated,
     }
-    return StepResult(
-        metrics=metrics, outputs=outputs, content=["probe/base.safetensors", "noise.parquet", "activations.parquet"]
-    )
-
-
-def runs_dir_of(folder: Path) -> Path | None:
-    """The folder that holds the study's steps, where the model lock lives; None outside a store."""
-    return next((p.parent for p in folder.parents if p.name == "steps"), None)
+    return StepResult(metrics=metrics, outputs=outputs, content=["probe/base.safetensors", "noise.parquet", "activations.parquet"])
 
 
 def _noise(probe: Probe, model: torch.nn.Module, base: ProbeStates, ctx: StepContext) -> Iterator[pd.DataFrame]:

@@ -51,9 +51,7 @@ class Probe:
         )
         short = [i for i, ids in zip(self.ids, self.tokens, strict=True) if len(ids) < 2]
         if short:
-            raise StepError(
-                f"probe of {self.task}: example {short[0]} has fewer than 2 tokens, so nothing remains without position 0"
-            )
+            raise StepError(f"probe of {self.task}: example {short[0]} has fewer than 2 tokens, so nothing remains without position 0")
         if len(chosen) < 4:
             raise StepError(f"probe of {self.task}: needs at least 4 examples, got {len(chosen)}; prepare the data with more")
 
@@ -158,9 +156,7 @@ class _Collector:
     def layers(self, name: str) -> dict[tuple[int, str], Array]:
         for (layer, pooling), value in sorted(self._pooled.items()):
             if not torch.isfinite(value).all():
-                raise StatesError(
-                    f"{name}: layer {layer} ({pooling}) has NaN or infinite states; the model has diverged or overflowed"
-                )
+                raise StatesError(f"{name}: layer {layer} ({pooling}) has NaN or infinite states; the model has diverged or overflowed")
         return {key: value.numpy() for key, value in sorted(self._pooled.items())}
 
     def extras(self) -> dict[str, Array]:

@@ -56,9 +56,7 @@ class ProbeStates:
 
 def save_states(path: Path, states: ProbeStates, *, extras: bool = True) -> Path:
     """Write states as safetensors, atomically: `layer.{k}.{pooling}` (n, d) fp32, and the extras as `extra.{name}`."""
-    tensors = {
-        f"layer.{k}.{pooling}": np.ascontiguousarray(v, dtype=np.float32) for (k, pooling), v in sorted(states.layers.items())
-    }
+    tensors = {f"layer.{k}.{pooling}": np.ascontiguousarray(v, dtype=np.float32) for (k, pooling), v in sorted(states.layers.items())}
     if extras:
         tensors |= {f"extra.{name}": np.ascontiguousarray(v) for name, v in sorted(states.extras.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +120,4 @@ def _from_tensors(tensors: dict[str, Array], metadata: dict[str, str], path: Pat
 def check_probe(found: str, expected: str, where: str) -> None:
     """Raise StatesError when two probe hashes differ: such states are never compared."""
     if found != expected:
-        raise StatesError(
-            f"{where}: probe set {found[:12]} differs from {expected[:12]}; prepare the data again and rerun the older step"
-        )
+        raise StatesError(f"{where}: probe set {found[:12]} differs from {expected[:12]}; prepare the data again and rerun the older step")

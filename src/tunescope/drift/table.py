@@ -111,9 +111,7 @@ def _kernel(a: similarity.Gram, b: similarity.Gram, scored: bool) -> Iterator[tu
 def block_drifts(a: similarity.Gram, b: similarity.Gram, blocks: int) -> Iterator[tuple[int, float, int]]:
     """Debiased drift on disjoint blocks (example i in block i mod `blocks`): (block, drift, examples)."""
     if a.n // blocks < 4:
-        raise StatesError(
-            f"{a.n} probe examples give blocks of fewer than 4; take more probe examples or fewer than {blocks} blocks"
-        )
+        raise StatesError(f"{a.n} probe examples give blocks of fewer than 4; take more probe examples or fewer than {blocks} blocks")
     for index in range(blocks):
         rows = np.arange(index, a.n, blocks)
         yield index, similarity.unit_distance(a.block(rows), b.block(rows)), len(rows)

@@ -11,11 +11,11 @@ import pandas as pd
 from safetensors import safe_open
 
 from tunescope.drift.gram import Array
-from tunescope.drift.noise import runs_dir_of
 from tunescope.drift.runs import DriftRun
 from tunescope.drift.weights import effective_rank, intruders, left_vectors, lora_update, relative_update_norm, stable_rank
 from tunescope.errors import PrerequisiteError
 from tunescope.models.loading import resolve_model
+from tunescope.records import store_root
 from tunescope.study.schema import ModelSpec
 
 Progress = Callable[[int, int, str], None]
@@ -55,7 +55,7 @@ def weight_updates(
             continue
         try:
             spec = ModelSpec.model_validate(candidate[seed].step.inputs["model"])
-            base = Weights(resolve_model(spec, runs_dir_of(candidate[seed].step.folder)))
+            base = Weights(resolve_model(spec, store_root(candidate[seed].step.folder)))
             rows = list(_rows(candidate[seed], reference[seed], base, Weights(lora), Weights(full), progress))
         except PrerequisiteError as error:
             notes.append(f"weight updates left out: {error}")

@@ -95,9 +95,7 @@ def _write_lock(spec: ModelSpec, runs_dir: Path | None, commit: str) -> None:
     with FileLock(f"{path}.lock"):
         known = json.loads(path.read_text()) if path.is_file() else {}
         if known.setdefault(_lock_key(spec), commit) != commit:
-            raise PrerequisiteError(
-                f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded"
-            )
+            raise PrerequisiteError(f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded")
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(known, indent=1, sort_keys=True))
         os.replace(partial, path)
@@ -150,9 +148,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, attention: str = 
             path, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PrerequisiteError(
-            f"{path}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:300]})"
-        ) from error
+        raise PrerequisiteError(f"{path}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:300]})") from error
     model.config.use_cache = False
     model.to(device)
     return model.eval()

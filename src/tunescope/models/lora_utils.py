@@ -42,9 +42,7 @@ def apply_adapter(model: PreTrainedModel, spec: AdapterSpec, seed: int) -> PeftM
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=False)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise StudyError(
-                f"adapter {spec.peft_type}: PEFT refuses it on this model: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise StudyError(f"adapter {spec.peft_type}: PEFT refuses it on this model: {' '.join(str(error).split())[:300]}") from error
 
 
 def adapter_config(spec: AdapterSpec) -> Any:
@@ -97,9 +95,7 @@ def _check_targets(model: nn.Module, spec: AdapterSpec) -> None:
         for name, module in matched.items():
             width = min(module.weight.shape) if isinstance(module, nn.Linear) else None
             if spec.peft_type == "LORA" and width is not None and spec.r is not None and spec.r > width:
-                raise StudyError(
-                    f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update"
-                )
+                raise StudyError(f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update")
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -137,11 +133,7 @@ def adapter_norms(model: nn.Module) -> dict[str, float]:
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> float:
-    return (
-        float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([t.detach().float() for t in tensors]))))
-        if tensors
-        else 0.0
-    )
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([t.detach().float() for t in tensors])))) if tensors else 0.0
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
@@ -183,9 +175,7 @@ def rank_utilisation(model: nn.Module) -> dict[str, dict[str, Any]]:
 def last_token_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """Next-token logits after each prompt, (prompts, vocabulary), fp32 on the CPU; one prompt at a time, so padding plays no part."""
     device = next(model.parameters()).device
-    rows = [
-        model(input_ids=torch.tensor([list(p)], device=device), use_cache=False, logits_to_keep=1).logits[0, -1] for p in prompts
-    ]
+    rows = [model(input_ids=torch.tensor([list(p)], device=device), use_cache=False, logits_to_keep=1).logits[0, -1] for p in prompts]
     return torch.stack(rows).float().cpu()
 
 
@@ -198,9 +188,7 @@ class MergeEquivalence:
     n: int
 
 
-def merge_equivalence(
-    adapted_NV: torch.Tensor, merged_NV: torch.Tensor, label_ids: Sequence[int] | None = None
-) -> MergeEquivalence:
+def merge_equivalence(adapted_NV: torch.Tensor, merged_NV: torch.Tensor, label_ids: Sequence[int] | None = None) -> MergeEquivalence:
     """Compare next-token logits; labels are the best of `label_ids`, or of the whole vocabulary when None."""
     columns = slice(None) if label_ids is None else list(label_ids)
     agree = adapted_NV[:, columns].argmax(1) == merged_NV[:, columns].argmax(1)
@@ -240,9 +228,7 @@ def load_finetuned(base_path: Path, step_folder: Path, dtype: torch.dtype, devic
             return load_model(folder, dtype=dtype, device=device)
     adapter = step_folder / "adapter" if (step_folder / "adapter").is_dir() else step_folder
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        raise PrerequisiteError(
-            f"{step_folder}: neither model/ nor adapter/ with safetensors weights; was this a search run, or cleaned?"
-        )
+        raise PrerequisiteError(f"{step_folder}: neither model/ nor adapter/ with safetensors weights; was this a search run, or cleaned?")
     base = load_model(base_path, dtype=dtype, device=device)
     try:
         return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()

@@ -55,9 +55,7 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return joined[len(anchor) :] if joined[: len(anchor)] == anchor else _plain(tokenizer, text)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, example: PromptParts, max_length: int, *, completion: str | None, end: bool
-) -> Encoded:
+def encode(tokenizer: PreTrainedTokenizerBase, example: PromptParts, max_length: int, *, completion: str | None, end: bool) -> Encoded:
     """Encode one example.
 
     Args:
@@ -77,9 +75,7 @@ def encode(
     if len(prompt) > limit:
         passage, prompt = _shortened(tokenizer, example, head, limit, max_length)
     if tokenizer.pad_token_id in prompt or tokenizer.pad_token_id in tail:
-        raise StudyError(
-            f"example {example.id}: its text contains the padding token {tokenizer.pad_token!r}, which must never occur"
-        )
+        raise StudyError(f"example {example.id}: its text contains the padding token {tokenizer.pad_token!r}, which must never occur")
     truncated = len(passage) < len(example.passage)
     lost = truncated and bool(example.golds) and not any(gold in passage for gold in example.golds)
     return Encoded(input_ids=prompt + tail, prompt_length=len(prompt), truncated=truncated, answer_lost=lost)

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from tunescope.analysis.verdicts import NAMES
+from tunescope.analysis.verdicts import ARMS, NAMES
 
 NONE = "–"
 MINUS = "−"
 SPACE = "\u00a0"
 """No-break space between a number and its unit."""
-ARMS = {
-    "base": "base", "full": "full fine-tuned", "merged": "merged", "lora_idle": "adapters on, none used", "adapters_1": "1 adapter",
-    "adapters_2": "2 adapters", "adapters_4": "4 adapters", "switching": "switching",
-}  # fmt: skip
 METRICS = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match"}
 
 

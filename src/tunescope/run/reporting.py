@@ -61,8 +61,28 @@ def build_report(study_file: StudyFile, plan: Plan, store: Store, states: States
     mark = built_from(study_file, store, states)
     frames, findings = find(study_file, plan, store, states, now=datetime.now(UTC).isoformat(timespec="seconds"))
     path = publish(findings, frames, store.root, study_file.study, study_file.execution)
+    _track(study_file, findings, path.parent)
     write_json(store.root / "results" / "built_from.json", {"digest": mark, "seconds": time.time() - started})
     return path
+
+
+def _track(study_file: StudyFile, findings: "Findings", results: Path) -> None:
+    """Log figures, the main tables and the claims to W&B; the files are the record."""
+    import pandas as pd
+
+    from tunescope.tracking import open_tracker
+
+    name, tracking = study_file.study.name, study_file.execution.tracking
+    with open_tracker(
+        results, tracking=tracking, project=tracking.phase2_project, group=name, job_type="report", name="report", config={"study": name}
+    ) as tracker:
+        for figure in sorted((results / "figures").glob("*.png")):
+            tracker.image(f"figures/{figure.stem}", figure)
+        for table in ("claims", "master", "baselines", "costs"):
+            file = results / "tables" / f"{table}.csv"
+            if file.is_file() and file.stat().st_size > 1:
+                tracker.table(f"tables/{table}", pd.read_csv(file, dtype=str))
+        tracker.summary({f"verdict/{claim.id}": claim.verdict for claim in findings.claims})
 
 
 def write_study(study_file: StudyFile, plan: Plan, store: Store) -> None:

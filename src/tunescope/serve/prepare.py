@@ -17,7 +17,7 @@ from tunescope.data import load_examples
 from tunescope.errors import PrerequisiteError, TunescopeError
 from tunescope.models.loading import load_model, load_tokenizer, resolve_model
 from tunescope.models.lora_utils import load_finetuned, merge_adapter
-from tunescope.records import StepContext
+from tunescope.records import StepContext, store_root
 from tunescope.study.inputs import ServeInputs
 
 from .arms import Arm, accepted_rank, pick_adapters
@@ -65,7 +65,7 @@ def prepare(inputs: ServeInputs, ctx: StepContext, arms: Sequence[Arm], dtype: s
         PrerequisiteError: no base model or no data for the prompts, without which no arm can run.
     """
     spec, work = inputs.serving, ctx.folder / "work"
-    base = resolve_model(inputs.model, next((p.parent for p in ctx.folder.parents if p.name == "steps"), None))
+    base = resolve_model(inputs.model, store_root(ctx.folder))
     prompts, asks = _write_prompts(inputs, ctx, base, work / "prompts.json")
     found = Materials(base, prompts, asks, models={"base": base})
     finals = trained_runs(ctx.upstream, inputs.candidate_method, spec.seed)

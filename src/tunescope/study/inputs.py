@@ -75,6 +75,7 @@ class DriftInputs(Frozen):
     drift: DriftSpec
     reference_method: str
     candidate_method: str
+    saturated_drift: float
 
 
 class ServeInputs(Frozen):

@@ -123,7 +123,8 @@ def _task_steps(study: Study, task: TaskName) -> Iterator[Step]:
     yield from final
     roles = study.analysis
     drift = DriftInputs(
-        task=task, drift=study.drift, reference_method=roles.reference_method, candidate_method=roles.candidate_method
+        task=task, drift=study.drift, reference_method=roles.reference_method, candidate_method=roles.candidate_method,
+        saturated_drift=roles.saturated_drift,
     )  # fmt: skip
     runs = tuple(s.id for s in (*search, *final))
     yield Step(f"drift/{task}", "drift", drift, task, needs=(f"base-probe/{task}", *runs))

@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from tunescope.data import load_examples
 from tunescope.data.tasks import Example, Task, get_task
 from tunescope.models.loading import load_model, load_tokenizer, resolve_model
-from tunescope.records import Metric, StepContext, StepResult
+from tunescope.records import Metric, StepContext, StepResult, store_root
 from tunescope.study.inputs import BaselineInputs
 
 from .bootstrap import Interval, Ratio, bootstrap_interval
@@ -118,7 +118,7 @@ def random_span(passage: str, rng: Generator) -> str:
 
 def zero_shot(inputs: BaselineInputs, ctx: StepContext, task: Task, test: Sequence[Example]) -> System:
     """The untuned base, in fp32 as every scored run."""
-    path = resolve_model(inputs.model, next((p.parent for p in ctx.folder.parents if p.name == "steps"), None))
+    path = resolve_model(inputs.model, store_root(ctx.folder))
     model = load_model(path, dtype=torch.float32, device=ctx.device)
     predictions, metrics = evaluate(
         model, load_tokenizer(path), test, task, max_length=inputs.max_length, batch_size=inputs.eval_batch, device=ctx.device

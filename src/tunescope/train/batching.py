@@ -41,9 +41,7 @@ class Truncation:
     answers_lost: int
 
 
-def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Any], max_length: int, *, end: bool
-) -> tuple[list[Row], Truncation]:
+def encode_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Any], max_length: int, *, end: bool) -> tuple[list[Row], Truncation]:
     """Tokenise labelled examples with their completions; counts truncated prompts and answers that truncation made unreachable."""
     missing = next((e.id for e in examples if e.completion is None), None)
     if missing is not None:

@@ -172,9 +172,7 @@ class ProbeCallback(TrainerCallback):
     def __init__(self, recorder: DriftRecorder, spec: DriftSpec, tracker: Tracker):
         self.recorder, self.spec, self.tracker = recorder, spec, tracker
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any) -> None:
         step = state.global_step
         if step in self.spec.early_steps or step % self.spec.every == 0:
             self.tracker.log({"drift": self.recorder.take(model, step)}, step)

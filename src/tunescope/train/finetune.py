@@ -20,7 +20,7 @@ from tunescope.errors import StepError, StudyError
 from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
 from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits
 from tunescope.models.tokenization import encode
-from tunescope.records import StepContext, StepResult
+from tunescope.records import StepContext, StepResult, store_root
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.schema import AdapterSpec
 
@@ -109,7 +109,7 @@ def prepare(inputs: TrainInputs, ctx: StepContext) -> Run:
             f"train {inputs.task}/{inputs.method}: learning rate and batch size are not chosen yet; finish the search steps first"
         )
     _determinism(inputs.training.deterministic)
-    base_path = resolve_model(inputs.model, _runs_dir(ctx.folder))
+    base_path = resolve_model(inputs.model, store_root(ctx.folder))
     tokenizer = load_tokenizer(base_path)
     task = get_task(inputs.task)
     limit, qa = inputs.task_spec.max_length, task.kind == "qa"
@@ -176,11 +176,6 @@ def _determinism(wanted: bool) -> None:
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass has no deterministic form
 
 
-def _runs_dir(folder: Path) -> Path | None:
-    """The folder that holds the study's steps, where the model lock lives; None outside a store."""
-    return next((p.parent for p in folder.parents if p.name == "steps"), None)
-
-
 def train(run: Run) -> Trained:
     """Train until the run is over, halving the micro-batch whenever GPU memory runs out (the effective batch stays)."""
     micro = micro_batch_size(run.batch_size, run.inputs.training.micro_batch)
@@ -207,11 +202,10 @@ def _train_once(run: Run, micro: int) -> Trained:
     rows_folder = ctx.folder / "probe" / "rows"
     checkpoint = latest_intact(run.checkpoints, rows_folder)
     keep_only(run.checkpoints, rows_folder, checkpoint)
+    ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     model, recorder, reference = _start(run, probe)
     watch = LayerWatch(model, decoder_layers(model), inputs.training.log_every)
-    trainer = build_trainer(
-        model, _arguments(run, micro), _dataset(run), run.selection_rows, run.pad_id, run.precision, watch=watch
-    )
+    trainer = build_trainer(model, _arguments(run, micro), _dataset(run), run.selection_rows, run.pad_id, run.precision, watch=watch)
     for callback in _callbacks(run, trainer, recorder, watch):
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)

@@ -103,7 +103,8 @@ def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, prefix: _Prefix, d
         if not open_rows or done == MAX_NEW_TOKENS - 1:
             break
         logits_BV = _step(model, prefix, prefix.cache, next_B[:, None], done)[:, -1]
-    return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+    texts = [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+    return [str(text) for text in texts]
 
 
 class _LineBreaks:

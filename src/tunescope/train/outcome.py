@@ -225,9 +225,7 @@ def _resources(run: Run, trained: Trained, trainable: int, total: int) -> list[M
         ("real_tokens", tokens, "tokens"),
         ("theoretical_flops_per_token", flops_per_token(run, trained.model, trainable, total), "FLOP"),
     ]
-    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + [
-        Metric(name=n, value=v, unit="bytes") for n, v in trained.peak.items()
-    ]
+    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + [Metric(name=n, value=v, unit="bytes") for n, v in trained.peak.items()]
 
 
 def flops_per_token(run: Run, model: Any, trainable: int, total: int) -> float:

@@ -29,9 +29,7 @@ def quality_flags(inputs: TrainInputs, primary: str, scores: Sequence[Metric]) -
     value = next((m.value for m in scores if m.name == primary), None)
     if expected is None or value is None or expected[0] <= value <= expected[1]:
         return []
-    return [
-        f"test {primary} {value:.3f} is outside the expected {expected[0]:g} to {expected[1]:g} of {inputs.method} on {inputs.task}"
-    ]
+    return [f"test {primary} {value:.3f} is outside the expected {expected[0]:g} to {expected[1]:g} of {inputs.method} on {inputs.task}"]
 
 
 def adapter_flags(facts: Mapping[str, Any], proofs: Sequence[Metric], tolerance: float) -> list[str]:

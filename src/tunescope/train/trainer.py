@@ -120,9 +120,7 @@ class CompletionTrainer(Trainer):
         self.window.real_tokens += sum(b["real_tokens"] for b in batches)
         return batches, sum(b["targets"].numel() for b in batches)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Share of this micro-batch in the mean loss of the effective batch (nats a completion token)."""
         if self.watch is not None:
             self.watch.look(self.state.global_step + 1, inputs)
@@ -187,9 +185,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The Trainer's settings of one run; everything that is data in the study file comes in here and nowhere else."""
     if warmup_steps >= steps:
-        raise StepError(
-            f"warm-up of {warmup_steps} steps is not shorter than the run of {steps}: lower warmup_ratio or train longer"
-        )
+        raise StepError(f"warm-up of {warmup_steps} steps is not shorter than the run of {steps}: lower warmup_ratio or train longer")
     return TrainingArguments(
         output_dir=folder,
         max_steps=steps,

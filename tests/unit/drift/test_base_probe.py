@@ -50,8 +50,7 @@ def test_the_noise_floor_is_small_and_largest_for_bf16(finished):
     assert 1e-7 < floors["dtype"] < 1e-2
     assert {m.name: m.value for m in result.metrics}["noise_floor/dtype"] == floors["dtype"]
     assert (
-        layer_floors(noise)[3, "mean"]
-        == noise.query("layer == 3 and pooling == 'mean' and measure == 'cka_drift_debiased'")["value"].max()
+        layer_floors(noise)[3, "mean"] == noise.query("layer == 3 and pooling == 'mean' and measure == 'cka_drift_debiased'")["value"].max()
     )
 
 

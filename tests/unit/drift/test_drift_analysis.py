@@ -24,7 +24,7 @@ from tunescope.study.schema import DriftSpec
 
 SHA = "a" * 64
 SPEC = DriftSpec(probe_examples=40, blocks=2)
-INPUTS = DriftInputs(task="sst2", drift=SPEC, reference_method="full", candidate_method="lora")
+INPUTS = DriftInputs(task="sst2", drift=SPEC, reference_method="full", candidate_method="lora", saturated_drift=0.9)
 LAYERS, N, D = 3, 40, 8
 AMOUNT = {"full": 0.6, "lora": 0.3}
 
@@ -248,15 +248,11 @@ def test_weight_updates_of_kept_weights(tmp_path):
     step["inputs"]["model"]["name"] = str(tmp_path / "base")
     (lora / "step.json").write_text(json.dumps(step))
     weights = {k: v.numpy().copy() for k, v in base.state_dict().items()}
-    adapted = get_peft_model(
-        LlamaForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
-    )
+    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"]))
     for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
         torch.nn.init.normal_(parameter)
     adapted.save_pretrained(lora / "adapter")
-    moved = {
-        k: v + np.float32(0.1) * np.random.default_rng(0).normal(size=v.shape).astype(np.float32) for k, v in weights.items()
-    }
+    moved = {k: v + np.float32(0.1) * np.random.default_rng(0).normal(size=v.shape).astype(np.float32) for k, v in weights.items()}
     (full / "model").mkdir()
     save_file(moved, full / "model" / "model.safetensors")
     result, _ = run(tmp_path, upstream)

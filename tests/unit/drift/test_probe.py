@@ -86,9 +86,7 @@ def test_pooling_equals_one_prompt_at_a_time(model):
     assert all(v.shape == (14, 16) and v.dtype == np.float32 for v in states.layers.values())
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 1}, {"batch_size": 14}, {"padding": "left"}, {"padding": "left", "batch_size": 5}]
-)
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 14}, {"padding": "left"}, {"padding": "left", "batch_size": 5}])
 def test_batch_size_and_padding_do_not_matter(model, options):
     probe = make()
     table = drift_table(probe.states(model), probe.states(model, **options), SPEC, scored=False)

@@ -35,15 +35,13 @@ def hsic1(k, ell):
     n = len(k)
     k, ell = (m - np.diag(np.diag(m)) for m in (k, ell))
     one = np.ones(n)
-    return (
-        np.trace(k @ ell) + (one @ k @ one) * (one @ ell @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ ell @ one)
-    ) / (n * (n - 3))
+    return (np.trace(k @ ell) + (one @ k @ one) * (one @ ell @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ ell @ one)) / (
+        n * (n - 3)
+    )
 
 
 def brute_debiased(x, y):
-    x, y = (
-        v.astype(np.float64) - v.astype(np.float64).mean(0) for v in (x, y)
-    )  # or float64 itself loses five digits at mean 3,000
+    x, y = (v.astype(np.float64) - v.astype(np.float64).mean(0) for v in (x, y))  # or float64 itself loses five digits at mean 3,000
     k, ell = x @ x.T, y @ y.T
     return hsic1(k, ell) / np.sqrt(hsic1(k, k) * hsic1(ell, ell))
 

@@ -89,9 +89,7 @@ def test_no_safe_padding_token_is_an_error(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    bare = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a")), eos_token="</s>"
-    )
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a")), eos_token="</s>")
     bare.save_pretrained(tmp_path)
     with pytest.raises(PrerequisiteError, match="no padding token distinct from the end token"):
         load_tokenizer(tmp_path)

@@ -42,6 +42,8 @@ class Log:
         if self.die_at is not None and step >= self.die_at and "loss" in values:
             raise Killed
 
+    def rewind(self, step: int) -> None: ...
+
     def histogram(self, name: str, values: Any, step: int) -> None:
         self.histograms.append(name)
 
@@ -79,9 +81,7 @@ def digest(result: StepResult, folder: Path) -> dict[str, Any]:
     """Everything of a step that must not depend on how often it was interrupted."""
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in result.content}
     files |= (
-        pd.read_parquet(folder / "drift.parquet")
-        .set_index(["step", "scored", "layer", "pooling", "measure", "block"])["value"]
-        .to_dict()
+        pd.read_parquet(folder / "drift.parquet").set_index(["step", "scored", "layer", "pooling", "measure", "block"])["value"].to_dict()
     )
     return {"metrics": [m.model_dump() for m in result.metrics], "outputs": result.outputs, "files": files}
 

@@ -25,9 +25,7 @@ def fit(folder: Path, model, *, micro: int, steps: int = 6, rate: float = 1e-3, 
     )
     watch = LayerWatch(model, decoder_layers(model), spec.log_every)
     order = np.arange(48)[: 8 * steps]
-    trainer = build_trainer(
-        model, arguments, RunDataset(rows, order), some_rows(10, seed=9), PAD, Precision("fp32", "cpu"), watch=watch
-    )
+    trainer = build_trainer(model, arguments, RunDataset(rows, order), some_rows(10, seed=9), PAD, Precision("fp32", "cpu"), watch=watch)
     trainer.add_callback(FlowCallback(trainer.window, 3, folder))
     trainer.train()
     return trainer
@@ -105,9 +103,7 @@ def test_non_finite_selection_loss_stops_the_run(tmp_path):
         fit(tmp_path, model, micro=8)
 
 
-@pytest.mark.parametrize(
-    ("history", "stale"), [([], 0), ([3.0], 0), ([3.0, 2.0], 0), ([2.0, 3.0, 2.0], 2), ([2.0, 1.0, 4.0, 5.0], 2)]
-)
+@pytest.mark.parametrize(("history", "stale"), [([], 0), ([3.0], 0), ([3.0, 2.0], 0), ([2.0, 3.0, 2.0], 2), ([2.0, 1.0, 4.0, 5.0], 2)])
 def test_patience_is_read_from_the_history(history, stale):
     assert stale_evaluations(history) == stale
 
