@@ -12,6 +12,7 @@ import pytest
 
 SMALLEST = (
     "training.max_steps=6",
+    "tasks.sst2.max_steps=6",
     "training.eval_every=3",
     "training.checkpoint_every=3",
     "training.log_every=1",

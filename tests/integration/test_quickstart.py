@@ -125,11 +125,11 @@ def test_a_changed_learning_rate_is_named_and_reruns_what_depends_on_it(copy):
     before = copy.results("quickstart")
     change = copy.settings("tasks.rte.learning_rates={full: [5e-4, 1e-3], lora: [4e-3, 1e-2]}", "serving=null")
     done = copy("status", "quickstart", *copy.smallest, *change)
-    assert "train/rte/lora/search-lr0.004-bs16/seed-42" in done.stdout
+    assert "train/rte/lora/search-lr0.004-bs8/seed-42" in done.stdout
     copy("run", "quickstart", "--display", "plain", *copy.smallest, *change)
     after = copy.results("quickstart")
     rerun = {i for i in after if i not in before or after[i]["finished"] != before[i]["finished"]}
-    assert "train/rte/lora/search-lr0.004-bs16/seed-42" in rerun and "drift/rte" in rerun
+    assert "train/rte/lora/search-lr0.004-bs8/seed-42" in rerun and "drift/rte" in rerun
     assert not any(i.startswith(("train/sst2", "train/mrpc", "drift/sst2", "baseline", "data")) for i in rerun)
 
 
