@@ -83,14 +83,19 @@ class _Variance:
         return (squares.examples if self.form == "examples" else squares.residual) / size
 
 
+_SAME = 1e-9
+"""Relative difference below which two mean squares count as equal, so that rounding never picks the form of the test."""
+
+
 def _variance(squares: Squares, n_seeds: int, n_examples: int, few_columns: bool) -> _Variance:
     """Satterthwaite for the crossed form; the seed term is dropped when it is estimated at or below zero.
 
     With `few_columns` so is the column term: over five probe blocks a negative one would pull the degrees of freedom far below S - 1.
     """
-    if squares.seeds <= squares.residual:
+    at_most = squares.residual * (1 + _SAME)
+    if squares.seeds <= at_most:
         return _Variance("examples" if squares.examples >= squares.residual else "residual", n_examples - 1)
-    if few_columns and squares.examples <= squares.residual:
+    if few_columns and squares.examples <= at_most:
         return _Variance("seeds", n_seeds - 1)
     total = squares.seeds + squares.examples - squares.residual
     spread = squares.seeds**2 / (n_seeds - 1) + squares.examples**2 / (n_examples - 1)

@@ -203,3 +203,14 @@ def test_drift_test_over_blocks_never_exceeds_its_level(sd):
     rng, draws = np.random.default_rng(9), 2000
     rejected = sum(crossed_t(layout(rng, 3, 5, sd, 0.0), "less", few_columns=True).p <= 0.05 for _ in range(draws))
     assert rejected / draws <= 0.065
+
+
+@pytest.mark.parametrize("n_examples", [5, 32, 120, 500])
+@pytest.mark.parametrize("value", [0.97, -1 / 3, 0.03 * 0.7])
+def test_equal_mean_squares_drop_the_seed_term_whatever_the_rounding(n_examples, value):
+    """One differing cell makes all three mean squares equal; the rule drops the seed term at equality, also after rounding."""
+    for shift in (0.0, 0.03, 0.1):
+        contrast = np.full((3, n_examples), shift)
+        contrast[1, n_examples // 2] += value
+        found = crossed_t(contrast)
+        assert found.df == n_examples - 1 and "seed term dropped" in found.note
