@@ -56,10 +56,14 @@ def cohens_dz(differences_n: Array, level: float = 0.95) -> tuple[float, Interva
 
 
 def _noncentrality(t: float, df: int, share: float) -> float | None:
-    """The noncentrality at which P(T <= t) = share."""
-    width = 10 + 3 * abs(t)
+    """The noncentrality at which P(T <= t) = share; bracketed from t outwards, because far from t scipy's distribution gives nan."""
+    gap = lambda x: float(stats.nct.cdf(t, df, x)) - share  # noqa: E731
+    step = math.copysign(max(1.0, abs(t)) / 4, gap(t))
+    near, far = t, t + step
+    while gap(far) * step > 0 and abs(far - t) < 10 + 3 * abs(t):
+        near, far = far, far + step
     try:
-        return float(optimize.brentq(lambda x: float(stats.nct.cdf(t, df, x)) - share, t - width, t + width))
+        return float(optimize.brentq(gap, near, far))
     except (ValueError, RuntimeError):
         return None
 

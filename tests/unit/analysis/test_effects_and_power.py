@@ -133,3 +133,14 @@ def test_power_is_what_simulation_finds():
         parts = sd.seeds * rng.standard_normal((5, 1)) + sd.examples * rng.standard_normal((1, 150))
         hits += crossed_t(0.03 + parts + sd.residual * rng.standard_normal((5, 150))).p <= 0.05
     assert hits / draws == pytest.approx(power(sd, 0.03, 5, 150), abs=0.06)
+
+
+@pytest.mark.parametrize("differences", [[0.5, 0.55, 0.6], [-0.14, 0.1, -0.35], [0.9, 1.1, 1.0], [-3.0, -3.1, -3.3], [0.1, 0.2, -0.25, 0.3]])
+def test_limits_of_d_z_exist_and_invert_the_noncentral_t(differences):
+    values = np.array(differences)
+    n = len(values)
+    d, limits = cohens_dz(values)
+    t = values.mean() / values.std(ddof=1) * np.sqrt(n)
+    assert None not in limits and limits[0] < d < limits[1]
+    factor = hedges_correction(n - 1) / np.sqrt(n)
+    assert [stats.nct.cdf(t, n - 1, x / factor) for x in limits] == pytest.approx([0.975, 0.025], abs=1e-6)
