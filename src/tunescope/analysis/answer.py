@@ -33,7 +33,7 @@ def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
     share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
     return {
         "supported": f"Quality: {ours} keeps at least {share} of {theirs}'s score on every task",
-        "contradicted": f"Quality: {ours} does not keep {share} of {theirs}'s score on every task",
+        "contradicted": f"Quality: on at least one task {ours} does not keep {share} of {theirs}'s score",
         "inconclusive": f"Quality: whether {ours} keeps {share} of {theirs}'s score on every task is not decided",
         "nothing": f"Quality: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
     }
@@ -43,7 +43,7 @@ def _drift_words(spec: AnalysisSpec) -> dict[str, str]:
     share, ours, theirs = percent(spec.drift_reduction, 0), spec.candidate_method, spec.reference_method
     return {
         "supported": f"Drift: {ours} drifts at least {share} less than {theirs} on every task",
-        "contradicted": f"Drift: {ours} does not drift {share} less than {theirs} on every task",
+        "contradicted": f"Drift: on at least one task {ours} does not drift {share} less than {theirs}",
         "inconclusive": f"Drift: whether {ours} drifts {share} less than {theirs} on every task is not decided",
         "nothing": f"Drift: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
     }

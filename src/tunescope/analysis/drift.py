@@ -64,7 +64,7 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
     reduction, interval = _reduction(test)
     if test is None and pair is not None and pair.reference_S.mean() > 0:
         reduction = 1 - float(pair.candidate_S.mean() / pair.reference_S.mean())  # a single seed: shown, not tested
-    blocks = _blocks(frames, study, quality, pair, test)
+    blocks, remarks = _blocks(frames, study, quality, pair, test), _remarks(frames, study, task, pair, test)
     claim = Claim(
         id=f"drift/{task}", dimension="drift", task=task,
         statement=_statement(study, NAMES[task]),
@@ -72,11 +72,18 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
         interval=interval, interval_level=0.90, margin=spec.drift_reduction, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
         method=f"{form} on D_{spec.candidate_method} - {1 - spec.drift_reduction:g} D_{spec.reference_method}, Fieller limits",
-        n_seeds=len(pair.seeds) if pair else 0, n_examples=study.drift.probe_examples if pair else None, n_launches=None,
-        notes=[*blocks, *_remarks(frames, study, task, pair, test)],
+        n_seeds=len(pair.seeds) if pair else 0, n_examples=_probed(frames, pair), n_launches=None,
+        notes=[*blocks, *remarks],
         steps=sorted({*(pair.steps if pair else ()), *(s for row in quality.gate for s in row.steps)}),
     )  # fmt: skip
-    return Decision(claim, bool(blocks))
+    return Decision(claim, bool(blocks), tuple(remarks))
+
+
+def _probed(frames: Frames, pair: DriftPair | None) -> int | None:
+    """Examples that were probed, as the runs recorded them (a small split may hold fewer than the study asks for)."""
+    d = frames.drift
+    found = d.n[d.step_id.isin(pair.steps if pair else ()) & (d.block == -1) & (d.measure == "cka_drift_debiased")]
+    return int(found.min()) if len(found) and found.min() > 0 else None
 
 
 def _reduction(test: RatioTest | None) -> tuple[float | None, Interval | None]:

@@ -114,4 +114,4 @@ def _odd_claims(claims: list[Claim]) -> Iterator[tuple[str, str]]:
 
 
 def _first_step(claim: Claim) -> str:
-    return claim.steps[0] if claim.steps else claim.id
+    return next((s for s in claim.steps if s.startswith("train/")), claim.steps[0] if claim.steps else claim.id)

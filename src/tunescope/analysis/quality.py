@@ -116,7 +116,7 @@ def _claim(quality: TaskQuality, study: Study) -> Decision:
         method=_method(scores), n_seeds=len(scores.seeds) if scores else 0, n_examples=len(scores.example_ids) if scores else None,
         n_launches=None, notes=[*blocks, *remarks], steps=sorted({*(scores.steps if scores else ()), *_gate_steps(quality)}),
     )  # fmt: skip
-    return Decision(claim, bool(blocks))
+    return Decision(claim, bool(blocks), tuple(remarks))
 
 
 def _plain_ratio(scores: Paired | None) -> float | None:
@@ -155,7 +155,11 @@ def _blocks(quality: TaskQuality, study: Study) -> list[str]:
 def _gate_text(quality: TaskQuality, reference: str) -> str:
     failed = [row for row in quality.gate if row.method == reference and not row.passed]
     words = {"majority": "the majority baseline", "base": "the untuned base"}
-    return " and ".join(f"{reference} ({row.method_mean:.3f}) does not beat {words[row.system]} ({row.system_mean:.3f})" for row in failed)
+    return " and ".join(
+        f"{reference} ({row.method_mean:.3f}) does not beat {words[row.system]} ({row.system_mean:.3f}"
+        + (")" if row.test.p is None else f"; one-sided p = {row.test.p:.2g})")
+        for row in failed
+    )
 
 
 def _remarks(quality: TaskQuality) -> list[str]:

@@ -22,6 +22,8 @@ class Decision:
 
     claim: Claim
     blocked: bool
+    remarks: tuple[str, ...] = ()
+    """The claim's notes that are no reason to leave it undecided."""
 
     @property
     def p(self) -> float | None:
@@ -64,12 +66,14 @@ def weakest(claims: list[Claim]) -> Claim | None:
 def overall(decisions: list[Decision], claim_id: str, statement: str, alpha: float) -> Decision:
     """One claim on all tasks at once: intersection-union for it, Bonferroni over tasks against it, the weakest task as its estimate."""
     claims = [d.claim for d in decisions]
-    blocked = [d.claim for d in decisions if d.blocked]
+    blocked = [d for d in decisions if d.blocked]
     worst = weakest(claims)
     p = intersection_union([c.p for c in claims]) if worst else None
     opposite = any_of([c.p_opposite for c in claims]) if worst else None
     notes = [f"the estimate is the weakest task's: {NAMES[str(worst.task)]}"] if worst else []
-    notes += [f"inconclusive because {NAMES[str(c.task)]} cannot be decided: {'; '.join(c.notes)}" for c in blocked]
+    reasons = [(d.claim.task, "; ".join(n for n in d.claim.notes if n not in d.remarks)) for d in blocked]
+    notes += [f"{_BECAUSE}{NAMES[str(task)]} cannot be decided: {why}" for task, why in reasons]
+    notes += [f"{NAMES[str(d.claim.task)]}: {remark}" for d in decisions for remark in d.remarks]
     first = worst or claims[0]
     found = first.model_copy(
         update={
@@ -104,8 +108,13 @@ def hypothesis(quality: Decision, drift: Decision, overhead: Decision, gate_fail
     return decide(Decision(claim, gate_failed), spec.alpha)
 
 
+_BECAUSE = "inconclusive because "
+
+
 def _reason(claim: Claim) -> str:
-    return claim.notes[0] if claim.notes else "nothing was measured"
+    """Why a part does not enter: the tasks that cannot be decided, or the claim's own first note."""
+    tasks = [note.removeprefix(_BECAUSE).split(":")[0] for note in claim.notes if note.startswith(_BECAUSE)]
+    return ", ".join(tasks) or (claim.notes[0] if claim.notes else "nothing was measured")
 
 
 def _hypothesis_text(spec: AnalysisSpec) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,7 +88,9 @@ def test_planted_harm_is_contradicted(found_bad):
     assert verdicts(found)["hypothesis"] == "contradicted"
     assert verdicts(found)["quality/all"] == verdicts(found)["drift/all"] == verdicts(found)["overhead"] == "contradicted"
     assert len(found.disagreements) == 40 and all(len(set(d["predictions"].values())) == 2 for d in found.disagreements)
-    assert "does not keep 97 %" in found.answer[0] and "-" in found.answer[1] and "contradicted" in found.answer[2]
+    assert "on at least one task lora does not keep 97 %" in found.answer[0], "some task is not every task"
+    assert "on at least one task lora does not drift 20 % less" in found.answer[1]
+    assert "-" in found.answer[1] and "contradicted" in found.answer[2]
 
 
 def test_overhead_alone_carries_the_or(tmp_path_factory):
@@ -225,6 +228,21 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     assert got["quality/sst2"] == "supported"
     assert any("nothing was learned" in r.text and r.step == "baseline/rte" for r in found.red_flags)
     assert any("RTE" in line for line in found.limitations)
+    whole, drift = claim(found, "hypothesis").notes, claim(found, "drift/all").notes
+    assert "quality/all does not enter: RTE cannot be decided" in whole and "drift/all does not enter: RTE cannot be decided" in whole
+    why = [note for note in drift if note.startswith("inconclusive because")]
+    assert len(why) == 1 and "searched learning rates" not in why[0], "a remark is no reason"
+    assert any(note.startswith("SST-2: over the searched learning rates") for note in drift), "nor may a remark get lost"
+    assert "one-sided p = " in claim(found, "quality/rte").notes[0]
+
+
+def test_the_probed_examples_are_those_recorded(good, found_good):
+    frames = collect(good, STUDY)
+    recorded = frames.drift[(frames.drift.task == "rte") & (frames.drift.block == -1)].n.min()
+    assert claim(found_good, "drift/rte").n_examples == recorded
+    half = replace(frames, drift=frames.drift.assign(n=frames.drift.n // 2))
+    found = analyse(half, STUDY, now=NOW)
+    assert claim(found, "drift/rte").n_examples == recorded // 2
 
 
 def test_flags_from_expectations_and_notes(copy):
