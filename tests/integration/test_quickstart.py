@@ -90,9 +90,16 @@ def test_second_run_starts_nothing_and_is_quick(quickstart):
     start = time.monotonic()
     done = quickstart("run", "quickstart", "--display", "plain", *quickstart.smallest)
     seconds = time.monotonic() - start
-    assert "nothing to do" in (done.stdout + done.stderr).lower()
+    assert "nothing to run" in (done.stdout + done.stderr).lower()
     assert digests(quickstart, "quickstart") == before
     assert seconds < 3
+
+
+def test_official_files_that_are_not_there_are_one_clear_error(quickstart, tmp_path):
+    cli = type(quickstart)(tmp_path, [])
+    done = cli("run", "pilot", "--display", "plain", "--set", "execution.paths.files=nowhere", code=3)
+    assert "no folder nowhere" in done.stderr and "execution.paths.files" in done.stderr
+    assert not cli.results("pilot")
 
 
 def test_status_and_plan_import_no_torch(quickstart):

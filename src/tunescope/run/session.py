@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tunescope.errors import PrerequisiteError
 from tunescope.study.load import load_study
 from tunescope.study.plan import Plan, build_plan
 from tunescope.study.schema import Execution, StudyFile
@@ -71,11 +72,24 @@ class Session:
         """Run the chosen steps to their end; a finished one is never run again.
 
         Raises:
-            PrerequisiteError: prepared data changed, or the device is not there.
+            PrerequisiteError: prepared data changed, or official files or the device are not there.
         """
+        self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
         write_study(self.file, self.plan, self.store)
         gpus = visible_gpus() if self.device == "cuda" else []
         executor = LocalExecutor(slots, self.execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
         driver = Driver(self.plan, self.store, executor, chosen, self.launch(), display, self.data.check, policy)
         return driver.run()
+
+    def _require_files(self, chosen: Chosen) -> None:
+        """Official files must be there before anything that reads them starts."""
+        files = self.execution.paths.files
+        waiting = sorted(i for i in chosen.run if self.plan[i].kind == "data" and not self.store.result(i)[0])
+        if self.file.study.data.source != "files" or not waiting or (files and Path(files).is_dir()):
+            return
+        where = f"there is no folder {files}" if files else "no folder is named"
+        raise PrerequisiteError(
+            f"execution.paths.files: {where}, and {', '.join(waiting)} read the official distribution files from it; "
+            "add --set execution.paths.files=FOLDER (docs/tasks.md says what it holds)"
+        )
