@@ -80,13 +80,15 @@ def performance(material: Material) -> Chart:
     used = _baseline_lines(ax, material, tasks)
     ax.set_xticks(range(len(tasks)), [f"{task_name(t)}\n{metric_name(material.primary(t))}" for t in tasks])
     ax.set_xlim(-0.5, len(tasks) - 0.5)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 0), min(high, 1))  # scores are shares; an interval over two seeds can reach far beyond
     percent_axis(ax)
     ax.set_ylabel("primary metric, test split")
     legend_below(figure, ax)
     alt = "; ".join(f"{task_name(r.task)} {r.method} {_score(r)} over {r.n_seeds} seeds" for r in rows)
     caption = (
         "Primary test metric: mean over seeds with its interval (standard deviation where there is none), single seeds as dots; "
-        "lines: majority class and untuned base model."
+        "lines: majority class and untuned base model. Bars are cut at 0 and 100 %."
     )
     return Chart("performance", "Quality by task and method", caption, f"Test scores: {alt}.", (*_steps(rows), *used), figure)
 
