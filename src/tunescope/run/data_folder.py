@@ -10,6 +10,23 @@ from tunescope.study.plan import Plan, Step
 from .store import Store
 
 
+def check_preparation(data_dir: Path, finished: FinishedStep | None) -> None:
+    """Make sure that a worker reads the preparation its data step left: another study may share the folder and prepare it anew.
+
+    Raises:
+        PrerequisiteError: the manifest describes other bytes, which verify against themselves and would give other numbers.
+    """
+    from tunescope.data.manifest import digest, read_entry
+
+    task = finished.id.removeprefix("data/") if finished else ""
+    entry = read_entry(data_dir, task) if finished else None
+    if finished and entry and digest(entry) != finished.outputs["data_sha256"]:
+        raise PrerequisiteError(
+            f"{data_dir / task} holds another preparation than {finished.id} left, because another study or setting prepared it meanwhile; "
+            "give each study its own execution.paths.data and run again"
+        )
+
+
 class DataFolder:
     """`execution.paths.data`, as data steps see it."""
 

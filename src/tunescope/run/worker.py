@@ -14,6 +14,7 @@ from tunescope.errors import PrerequisiteError, TunescopeError
 from tunescope.records import StepContext, StepResult
 from tunescope.study.inputs import INPUTS
 
+from .data_folder import check_preparation
 from .environment import worker_environment
 from .files import read_json
 from .lease import Heartbeat, Process, Taken, hold
@@ -103,9 +104,18 @@ def _call(store: Store, record: StepRecord, heartbeat: Heartbeat) -> StepResult:
             progress=heartbeat.progress,
             files_dir=Path(record.launch.files_dir) if record.launch.files_dir else None,
         )
+        _check_data(store, record)
         result = function(inputs, context)  # type: ignore[arg-type]
+        _check_data(store, record)
         tracker.summary({f"{m.split}/{m.name}" if m.split else m.name: m.value for m in [*result.metrics, *result.resources]})
     return result
+
+
+def _check_data(store: Store, record: StepRecord) -> None:
+    """Before and after the step, so that a change while it read is noticed too."""
+    for need in record.upstream:
+        if need.startswith("data/"):
+            check_preparation(Path(record.launch.data_dir), store.result(need)[0])
 
 
 def _tracker(store: Store, record: StepRecord) -> AbstractContextManager[Any]:

@@ -222,3 +222,21 @@ def test_kind_and_seed_bring_their_needs_along(bench):
     bench.run(Selection(kinds=("train",), tasks=("rte",), methods=("lora",), seeds=(1337,)))
     searches = list(build_plan(bench.study())["train/rte/lora/final/seed-1337"].selects_from)
     assert sorted(bench.calls()) == sorted(["data/rte", "train/rte/lora/final/seed-1337", *searches])
+
+
+def test_data_prepared_otherwise_during_a_run_give_no_number(bench):
+    """Two studies with one data folder: the other one's bytes match their manifest, so only the digest tells."""
+    from tunescope.data import manifest
+
+    class Meddler(Inline):
+        def submit(self, step_id, kind, folder):
+            if step_id == "baseline/sst2":
+                (bench.data_dir / "sst2" / "rows.txt").write_text("another preparation")
+                files = manifest.checksums(bench.data_dir / "sst2", bench.data_dir)
+                manifest.write_entry(bench.data_dir, "sst2", {"source": "fake", "files": files})
+            super().submit(step_id, kind, folder)
+
+    states = bench.run(executor=Meddler())
+    assert status_of(states, "baseline/rte") == "done"
+    assert status_of(states, "baseline/sst2") == "blocked" and "execution.paths.data" in states["baseline/sst2"].why
+    assert status_of(bench.run(), "baseline/sst2") == "done"
