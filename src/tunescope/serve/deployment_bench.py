@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tunescope.errors import PrerequisiteError, StepError
@@ -289,8 +290,8 @@ def resources(rows: Sequence[Row]) -> list[Metric]:
                 Metric(name=f"{line['arm']}/{column}", value=value, unit=unit, split=cell, n=line["launches"], higher_is_better=higher)
             )
     for arm in dict.fromkeys(r["arm"] for r in rows):
-        mine = sorted(r["cold_start_s"] for r in rows if r["arm"] == arm)
-        found.append(Metric(name=f"{arm}/cold_start", value=mine[len(mine) // 2], unit="s", n=len(mine), higher_is_better=False))
+        mine = [r["cold_start_s"] for r in rows if r["arm"] == arm]
+        found.append(Metric(name=f"{arm}/cold_start", value=median(mine), unit="s", n=len(mine), higher_is_better=False))
     return found
 
 

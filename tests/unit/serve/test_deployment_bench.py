@@ -131,6 +131,12 @@ def test_resources_carry_the_cell_in_the_split(fakes):
     assert (row.value, row.unit, row.n) == (2.0, "ms", 2) and found["base/cold_start", None].value == 3.0
 
 
+def test_the_cold_start_of_two_launches_is_their_mean_and_not_the_slower_one():
+    rows = [{"ok": True, "arm": "base", "launch": k, "cold_start_s": s, "adapters": [], "cells": []} for k, s in enumerate((4.0, 10.0))]
+    found = {m.name: m for m in deployment_bench.resources(rows)}
+    assert (found["base/cold_start"].value, found["base/cold_start"].n) == (7.0, 2)
+
+
 def test_engines_of_all_arms_get_equal_settings(fakes):
     fakes.run()
     same = ("dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization", "enforce_eager", "seed", "kv_cache_memory_bytes", "cells")
