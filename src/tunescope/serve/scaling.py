@@ -134,8 +134,12 @@ def break_even(model: OverheadModel, limit: float) -> BreakEven:
 def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, high: float, outside: bool) -> str:
     if model.slope < 0:
         return f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
-    if at < 1:
+    if at < 1 and high < 1 and model.fitted_range[0] == 1:
         return f"Side by side is above {limit:.0%} already with one adapter ({model.level:.0%} limits {low:.1f} to {high:.1f} adapters)."
+    if high < model.fitted_range[0]:
+        return (
+            f"Side by side is above {limit:.0%} at every measured number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]})."
+        )
     label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
     return f"Side by side reaches an overhead of {limit:.0%} at {at:.1f} adapters, {model.level:.0%} limits {low:.1f} to {high:.1f}{label}."
 

@@ -95,6 +95,15 @@ def test_break_even_outside_the_measured_range_says_so():
     assert found.extrapolated and found.adapters == pytest.approx(20, rel=0.2) and "extrapolated" in found.text
 
 
+def test_one_adapter_is_spoken_of_only_where_it_was_measured_and_the_limits_exclude_it():
+    measured = break_even(overhead_model(engines({1: 0.5, 2: 0.6, 4: 0.8}, noise=0.001), "merged"), 0.30)
+    assert "already with one adapter" in measured.text
+    not_measured = break_even(overhead_model(engines({2: 0.6, 4: 0.8}, noise=0.001), "merged"), 0.30)
+    assert "one adapter" not in not_measured.text and "every measured number of adapters (2 to 4)" in not_measured.text
+    vague = break_even(overhead_model(engines({1: 0.28, 2: 0.36, 4: 0.52}, noise=0.05), "merged"), 0.30)
+    assert vague.adapters < 1 < vague.high and "already" not in vague.text and "extrapolated" in vague.text
+
+
 def test_a_flat_overhead_has_no_break_even():
     found = break_even(overhead_model(engines({1: 0.5, 2: 0.5, 4: 0.5}, noise=0.05), "merged"), 0.30)
     assert found.status == "unbounded" and found.adapters is None and "covers 0" in found.text
