@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.serve.arms import alternation
 from tunescope.serve.overhead import finished, overhead_ratio, tie_check
 
 from .correlate import correlations
@@ -103,7 +104,8 @@ def noise_table(m: Material) -> Table:
         rows.append((task, condition, floor, drift, None if drift is None else ("below resolution" if drift <= floor else "above")))
     columns = ("task", "condition", "base against base", "smallest drift of a run", "drift is")
     note = "Registered scalar of the untuned model against itself under another batch size, padding side or precision."
-    return table("Noise floor of drift", columns, rows, note, chosen.step_id.unique())
+    steps = [*chosen.step_id.unique(), *(s for d in m.drifts for s in d.steps)]
+    return table("Noise floor of drift", columns, rows, note, steps if rows else ())
 
 
 def merge_table(m: Material) -> Table:
@@ -193,12 +195,15 @@ def tie_table(m: Material) -> Table:
 def overhead_table(m: Material) -> Table:
     """Every arm against the registered baseline arm over the registered cells, and in batches of 1."""
     spec, launches, rows = m.study.analysis, launch_rows(m.frames), []
-    for arm in dict.fromkeys(row["arm"] for row in finished(launches)):
+    adapters = {row["arm"]: len(row["adapters"]) for row in finished(launches)}
+    for arm in adapters:
         for cells in (registered_cells(m.study), [(1, spec.overhead_prompt_length, "greedy")]):
             found = overhead_ratio(launches, arm, spec.overhead_baseline_arm, cells) if arm != spec.overhead_baseline_arm else None
             if found is not None:
-                rows.append((arm, ", ".join(str(c[0]) for c in cells), found.launches, found.ratio - 1, *_less_one(found.interval)))
-    columns = ("arm", "batch sizes", "launches", "overhead", "90 % low", "90 % high")
+                labels = "; ".join(text for c in cells if (text := alternation(adapters[arm], c[0])))
+                sizes = ", ".join(str(c[0]) for c in cells)
+                rows.append((arm, sizes, found.launches, found.ratio - 1, *_less_one(found.interval), labels))
+    columns = ("arm", "batch sizes", "launches", "overhead", "90 % low", "90 % high", "note")
     note = f"Time per token over {spec.overhead_baseline_arm} less 1, prompts of {spec.overhead_prompt_length}, greedy."
     return table("Overhead by arm", columns, rows, note, m.frames.of_kind("serve"))
 
@@ -220,7 +225,8 @@ def scaling_table(m: Material) -> Table:
         rows.append(("lack of fit, p", model["lack_of_fit_p"], None, None))
     if even:
         rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
-    note = " ".join(found.get("recommendations", []))
+    where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. " if model else ""
+    note = where + " ".join(found.get("recommendations", []))
     return table(
         "Overhead against the number of adapters", ("what", "value", "90 % low", "90 % high"), rows, note, m.frames.of_kind("serve")
     )

@@ -79,7 +79,8 @@ def _other_metrics(row: TaskRow) -> str:
 
 
 def baselines_table(rows: Sequence[BaselineRow]) -> Table:
-    """Baselines measured here first within each task, published references after them."""
+    """Baselines measured here first within each task, published references after them. Thresholds are no scores and stay in the JSON."""
+    rows = [r for r in rows if "threshold" not in r.metric]
     formats: list[Format] = [
         ("Task", lambda r: w.task_name(r.task)),
         ("System", lambda r: r.system),

@@ -28,8 +28,16 @@ def _statistic(name: str, entry: Mapping[str, Any]) -> Table:
 
 
 def _own(steps: tuple[str, ...], columns: Sequence[str], line: Sequence[Any]) -> tuple[str, ...]:
-    """The table's steps that concern one row: those of its task, method and seed where it names them (other steps have none)."""
-    named = {c: str(v) for c, v in zip(columns, line, strict=True) if c in ("task", "method", "seed")}
+    """The table's steps that concern one row: those of its task, method, seed and setting where it names them (other steps have none).
+
+    A row of one method against another concerns both.
+    """
+    values = dict(zip(columns, line, strict=True))
+    named = {c: str(v) for c, v in values.items() if c in ("task", "method", "seed") and not (c == "method" and "against" in values)}
+    if values.get("role") == "search" and None not in (rate := values.get("learning_rate"), size := values.get("batch_size")):
+        named["setting"] = f"search-lr{rate:g}-bs{size}"
+    elif values.get("role") == "final":
+        named["setting"] = "final"
     found = tuple(s for s in steps if _concerns(s.split("/"), named))
     return found or steps
 
@@ -37,6 +45,7 @@ def _own(steps: tuple[str, ...], columns: Sequence[str], line: Sequence[Any]) ->
 def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:
     train = parts[0] == "train" and len(parts) == 5
     has = {"task": parts[1] if len(parts) > 1 else None, "method": parts[2] if train else None, "seed": parts[4][5:] if train else None}
+    has["setting"] = parts[3] if train else None
     return all(has[c] in (None, v) for c, v in named.items())
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tunescope.report.latex import escape, latex, write_tables
-from tunescope.report.tables import build_tables, serving_table
+from tunescope.report.tables import baselines_table, build_tables, serving_table
 from tunescope.report.tables_statistics import disagreements_table, statistics_tables, value_text
 from tunescope.report.tabular import Row, Table
 
@@ -91,6 +91,28 @@ def test_overhead_stands_only_with_the_candidate_and_carries_the_serve_step(tabl
 def test_a_row_that_names_task_method_or_seed_keeps_only_their_steps() -> None:
     assert _statistic().rows[0].steps == ("train/mrpc/lora/final/seed-42", "train/mrpc/lora/final/seed-7", "baseline/mrpc")
     assert len(_statistic(rows=[["all tasks", "lora", 0.5]]).rows[0].steps) == 9, "what names no known task keeps all"
+
+
+def test_a_row_of_a_run_cites_that_run_and_a_row_of_two_methods_cites_both() -> None:
+    runs = [f"train/mrpc/full/{s}/seed-42" for s in ("final", "search-lr5e-05-bs8", "search-lr0.001-bs8")]
+    columns = ["task", "method", "role", "seed", "learning_rate", "batch_size"]
+    rows = [["mrpc", "full", "search", 42, 5e-5, 8], ["mrpc", "full", "final", 42, 5e-5, 8], ["mrpc", "full", "search", 42, None, 8]]
+    found = _statistic(columns=columns, rows=rows, steps=runs).rows
+    assert [row.steps for row in found] == [(runs[1],), (runs[0],), tuple(runs)]
+    pair = _statistic(columns=["method", "against", "p"], rows=[["lora", "full", 0.5]])
+    assert len(pair.rows[0].steps) == 9
+
+
+def test_a_threshold_is_not_printed_as_a_score(tables: dict[str, Table], published: Published) -> None:
+    row = published.findings.baselines[0].model_copy(update={"metric": "best_f1_threshold", "value": 0.3})
+    assert len(baselines_table([*published.findings.baselines, row]).rows) == len(tables["baselines"].rows)
+
+
+def test_alternation_is_labelled_beside_its_overhead(published: Published) -> None:
+    entry = published.findings.statistics["overhead"]
+    notes = {(line[0], line[1]): line[-1] for line in entry["rows"]}
+    assert "holds at most 1 of 2 adapters" in notes["adapters_2", "1"]
+    assert notes["adapters_2", "2, 4"] == "" == notes["base", "1"]
 
 
 def test_statistics_of_any_shape_are_written_out() -> None:
