@@ -135,7 +135,9 @@ def test_power_is_what_simulation_finds():
     assert hits / draws == pytest.approx(power(sd, 0.03, 5, 150), abs=0.06)
 
 
-@pytest.mark.parametrize("differences", [[0.5, 0.55, 0.6], [-0.14, 0.1, -0.35], [0.9, 1.1, 1.0], [-3.0, -3.1, -3.3], [0.1, 0.2, -0.25, 0.3]])
+@pytest.mark.parametrize(
+    "differences", [[0.5, 0.55, 0.6], [-0.14, 0.1, -0.35], [0.9, 1.1, 1.0], [-3.0, -3.1, -3.3], [0.1, 0.2, -0.25, 0.3]]
+)
 def test_limits_of_d_z_exist_and_invert_the_noncentral_t(differences):
     values = np.array(differences)
     n = len(values)

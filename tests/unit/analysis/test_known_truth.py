@@ -217,7 +217,9 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     for path in (copy / "steps").glob("train/rte/*/final/*/predictions.parquet"):
         frame = pd.read_parquet(path)
         frame["prediction"] = "not_entailment"  # every run answers as the majority class does
-        frame["correct"] = (frame.label == "not_entailment").astype(float)
+        if "full/final/seed-42" in str(path):  # but for one lucky hit
+            frame.loc[frame.index[frame.label == "entailment"][0], "prediction"] = "entailment"
+        frame["correct"] = (frame.label == frame.prediction).astype(float)
         frame.to_parquet(path)
     found = findings_of(copy)
     assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
