@@ -56,7 +56,9 @@ def _noise(probe: Probe, model: torch.nn.Module, base: ProbeStates, ctx: StepCon
         elif condition == "padding_side":
             states = probe.states(model, internals=False, padding="left", name=condition)
         else:
-            states = probe.states(model.to(torch.bfloat16), internals=False, name=condition)
+            for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers, fp32 in a model loaded as bf16 too
+                parameter.data = parameter.data.bfloat16()
+            states = probe.states(model, internals=False, name=condition)
         table = drift_table(base, states, probe.spec, scored=False)
         table = table[table["measure"].isin(NOISE_MEASURES) & (table["layer"] >= 0)]
         yield table.assign(condition=condition)[["condition", "layer", "pooling", "measure", "value"]]

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tunescope.data.prepare import run_data
+from tunescope.drift import noise as noise_step
 from tunescope.drift.drift_analysis import run_base_probe
 from tunescope.drift.noise import layer_floors, scalar_floors
 from tunescope.drift.states import load_states
+from tunescope.models.loading import load_model
 from tunescope.records import StepContext
 from tunescope.study.inputs import BaseProbeInputs, DataInputs
 from tunescope.study.schema import DataSpec, DriftSpec, Limits, ModelSpec
@@ -28,7 +31,19 @@ def finished(tmp_path_factory):
     run_data(DataInputs(task="sst2", data=DataSpec(source="sample"), limits=Limits(), probe_examples=24), context("prepared"))
     inputs = BaseProbeInputs(task="sst2", model=ModelSpec(name="sprout-2m"), max_length=128, drift=DriftSpec(probe_examples=24))
     ctx = context("base-probe")
-    return run_base_probe(inputs, ctx), ctx.folder, logged
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise_step, "load_model", lambda *a, **k: models.append(load_model(*a, **k)) or models[-1])
+        return run_base_probe(inputs, ctx), ctx.folder, logged
+
+
+models: list = []
+"""The model that the step loaded, as it left it."""
+
+
+def test_the_bf16_condition_rounds_weights_and_leaves_rotary_frequencies_alone(finished):
+    (model,) = models
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.float32}
 
 
 def test_artefacts_and_outputs(finished):
