@@ -179,6 +179,12 @@ def layer_table(finals: list[DriftRun], pooling: str) -> pd.DataFrame:
 def _notes(found: dict[str, Any], groups: Groups, base: BaseProbe | None, checks: list[dict[str, Any]]) -> list[str]:
     """Red flags and gaps in words."""
     notes = [_falling(run) for group in groups.values() for run in group.values()]
+    computed = {str(run.step.outputs.get("precision")) for group in groups.values() for run in group.values()}
+    if len(computed) > 1:
+        notes.append(
+            f"runs were trained in different precisions ({', '.join(sorted(computed))}), which `auto` takes from each machine: "
+            "methods may differ in more than the method; set training.precision and run again"
+        )
     for method, row in found["methods"].items():
         if row["early"] > row["late"]:
             notes.append(f"{method}: early layers drift more than late ones ({row['early']:.3g} > {row['late']:.3g})")

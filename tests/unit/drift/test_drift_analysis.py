@@ -160,6 +160,16 @@ def test_red_flags_are_notes(tmp_path):
     assert "no base-probe step" in text
 
 
+def test_runs_of_different_precision_are_flagged(tmp_path):
+    upstream = study(tmp_path, seeds=(1,))
+    assert not any("precision" in note for note in run(tmp_path, upstream)[0].notes)
+    path = upstream["train/sst2/lora/final/seed-1"] / "result.json"
+    result = json.loads(path.read_text())
+    result["outputs"]["precision"] = "bf16-mixed"
+    path.write_text(json.dumps(result))
+    assert any("different precisions (None, bf16-mixed)" in note for note in run(tmp_path, upstream)[0].notes)
+
+
 def test_early_above_late_is_flagged(tmp_path):
     name, folder = write_run(tmp_path, "full", 1)
     table = pd.read_parquet(folder / "drift.parquet")
