@@ -1,0 +1,43 @@
+"""The command line: argument shapes and printing only. Heavy imports live inside the verbs."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tunescope.console import error_lines
+from tunescope.errors import TunescopeError
+
+# isort: off  (--help lists the verbs in this order)
+from . import studies, running, results  # noqa: F401
+
+# isort: on
+from .options import app
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or a polite kill. Its own class, because frameworks turn KeyboardInterrupt into other exit codes."""
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Stop once; further signals must not break the ending of workers, which is short."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise _Interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed steps, 2 usage, 3 prerequisite, 130 interrupted."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="tunescope")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except TunescopeError as error:
+        error_lines(str(error))
+        return error.exit_code
+    except _Interrupted:
+        print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
+        return 130
+    return 0

