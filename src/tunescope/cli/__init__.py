@@ -1,6 +1,6 @@
 """The command line: argument shapes and printing only. Heavy imports live inside the verbs."""
 
-import signal
+import signal  # noqa: I001  (--help lists the verbs in the order in which they are imported below)
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,7 @@ from typing import Any
 from tunescope.console import error_lines
 from tunescope.errors import TunescopeError
 
-# isort: off  (--help lists the verbs in this order)
 from . import studies, running, results  # noqa: F401
-
-# isort: on
 from .options import app
 
 
