@@ -80,6 +80,14 @@ class TrainingSpec(Frozen):
     precision: Precision = "auto"
     batch_sizes: tuple[PositiveInt, ...] = (8, 16)
     micro_batch: PositiveInt | None = None
+    micro_tokens: PositiveInt | None = None
+    """Most tokens of a micro-batch, padding counted where there is any; the effective batch stays."""
+    batching: Literal["auto", "padded", "packed"] = "auto"
+    """packed: rows one after the other without padding, each attending to itself alone. auto: packed on a GPU in half precision."""
+    capture: Literal["auto", "always", "never"] = "auto"
+    """Forward and backward as CUDA graphs. auto: wherever packed on a GPU."""
+    optimizer: Literal["adamw", "adamw_in_backward"] = "adamw"
+    """adamw_in_backward: each weight is updated as soon as its gradient is there, which is then freed (a labelled variant)."""
     eval_batch: PositiveInt = 16
     max_epochs: PositiveFloat = 3
     max_steps: PositiveInt | None = None

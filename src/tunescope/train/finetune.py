@@ -24,11 +24,11 @@ from tunescope.records import StepContext, StepResult, store_root
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.schema import AdapterSpec
 
-from .batching import Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
+from .batching import Batching, Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
 from .callbacks import FlowCallback, LayerWatch, LogCallback, ProbeCallback
 from .checkpoints import Checkpoint, keep_only, latest_intact
 from .probing import DriftRecorder
-from .trainer import CompletionTrainer, Precision, build_trainer, resolve_precision, set_storage, training_arguments
+from .trainer import CompletionTrainer, Precision, build_trainer, captures, packs, resolve_precision, set_storage, training_arguments
 
 PROOF_PROMPTS = 24
 """Probe prompts on which merging, unloading and reloading are compared."""
@@ -84,6 +84,8 @@ class Trained:
     recorder: DriftRecorder
     reference: Reference | None
     micro: int
+    steps: Mapping[str, Any]
+    """How its steps ran: `batching`, `captured`."""
     peak: Mapping[str, float]
 
 
@@ -205,11 +207,28 @@ def _train_once(run: Run, micro: int) -> Trained:
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     model, recorder, reference = _start(run, probe)
     watch = LayerWatch(model, decoder_layers(model), inputs.training.log_every)
-    trainer = build_trainer(model, _arguments(run, micro), _dataset(run), run.selection_rows, run.pad_id, run.precision, watch=watch)
+    batching = Batching(run.pad_id, packs(inputs.training, run.precision), micro, inputs.training.micro_tokens)
+    capture = inputs.training.capture if captures(inputs.training, run.precision) else "never"
+    trainer = build_trainer(
+        model, _arguments(run), _dataset(run), run.selection_rows, batching, run.precision, capture=capture, watch=watch
+    )
     for callback in _callbacks(run, trainer, recorder, watch):
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
-    return Trained(model, state, recorder, reference, micro, _peak_memory())
+    steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
+    return Trained(model, state, recorder, reference, micro, steps, _peak_memory())
+
+
+def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
+    """Free what only training needs; says whether its steps were captured."""
+    trainer.optimizer = trainer.lr_scheduler = None
+    captured = trainer.captured
+    if captured is None:
+        return {"captured": False}
+    if captured.refused:
+        run.notes.append(f"steps could not be captured as CUDA graphs and ran plainly: {captured.refused}")
+    captured.close()
+    return {"captured": not captured.refused}
 
 
 def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None]:
@@ -233,7 +252,7 @@ def _starts_at_zero(adapter: AdapterSpec) -> bool:
     return adapter.peft_type == "LORA" and adapter.options.get("init_lora_weights", True) in (True, "gaussian")
 
 
-def _arguments(run: Run, micro: int) -> Any:
+def _arguments(run: Run) -> Any:
     return training_arguments(
         run.inputs.training,
         folder=str(run.checkpoints),
@@ -241,7 +260,6 @@ def _arguments(run: Run, micro: int) -> Any:
         steps=run.steps,
         warmup_steps=run.warmup_steps,
         learning_rate=run.learning_rate,
-        micro=micro,
         batch=run.batch_size,
         seed=stream_seed(run.inputs.seed, "dropout"),
     )
@@ -268,9 +286,7 @@ def _go(run: Run, trainer: CompletionTrainer, checkpoint: Checkpoint | None) -> 
     if checkpoint is not None:
         run.notes.append(f"resumed at step {checkpoint.step}")
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    state = trainer.state
-    trainer.optimizer = trainer.lr_scheduler = None
-    return state
+    return trainer.state
 
 
 def _peak_memory() -> dict[str, float]:

@@ -147,6 +147,7 @@ def _outputs(run: Run, trained: Trained) -> dict[str, Any]:
         "learning_rate": run.learning_rate,
         "batch_size": run.batch_size,
         "micro_batch": trained.micro,
+        **trained.steps,
         "steps_planned": run.steps,
         "warmup_steps": run.warmup_steps,
         "epochs": run.rows_seen / len(run.rows),
