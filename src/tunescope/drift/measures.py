@@ -74,6 +74,7 @@ MEASURES: dict[str, Measure] = {
             "bits",
         ),
         Measure("mlp_cosine", "mean over examples of the raw cosine of MLP activations at the last prompt token", -1, 1, False, ROWS),
+        Measure("mlp_displacement", "mean over examples of |y - x| / |x| of the same activations", 0, INF, True, ROWS),
     )
 }
 """`rotation` of row-wise measures means one rotation of both sides; of kernel measures, of either side."""
