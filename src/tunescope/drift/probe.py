@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from tunescope.drift.forgetting import HeldOutText
 from tunescope.drift.gram import Array, StatesError
 from tunescope.drift.hooks import Batch, base_of, decoder_layers, exact_inference, head_of_last_token, make_batch, watching
 from tunescope.drift.internals import internal_states
@@ -32,14 +33,23 @@ class Probe:
     `task` is its name. Prompts longer than `max_length` tokens lose the end of their passage (see models.tokenization).
     """
 
-    def __init__(self, task: Any, examples: Sequence[PromptParts], tokenizer: Any, max_length: int, spec: DriftSpec, device: str):
+    def __init__(
+        self,
+        task: Any,
+        examples: Sequence[PromptParts],
+        tokenizer: Any,
+        max_length: int,
+        spec: DriftSpec,
+        device: str,
+        text: HeldOutText | None = None,
+    ):
         self.task: str = getattr(task, "name", task)
         chosen = list(examples)[: spec.probe_examples]
         encoded = [encode(tokenizer, example, max_length, completion=None, end=False) for example in chosen]
         self.ids = [example.id for example in chosen]
         self.tokens: list[list[int]] = [list(e.input_ids) for e in encoded]
         self.truncated = sum(e.truncated for e in encoded)
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.text = spec, device, text
         self._pad = int(getattr(tokenizer, "pad_token_id", None) or 0)
         self.sha256 = fingerprint(
             {
@@ -66,8 +76,8 @@ class Probe:
     ) -> ProbeStates:
         """Pooled states of every layer, in probe order, fp32 on the CPU; the model's modes are restored.
 
-        internals: also attention and MLP activations (default: the spec's). Raises StatesError naming `name` and the layer
-        when a state is NaN or infinite.
+        internals: also attention and MLP activations (default: the spec's); False leaves out the held-out text too.
+        Raises StatesError naming `name` and the layer when a state is NaN or infinite.
         """
         size = batch_size or self.spec.batch_size
         collector = _Collector(self, model)
@@ -83,6 +93,8 @@ class Probe:
         if self.spec.internals if internals is None else internals:
             with exact_inference(model, self.device):
                 states.extras |= internal_states(model, self.tokens, self._pad, size, self.device)
+        if self.text is not None and internals is not False:
+            states.extras["text_nll"] = self.text.losses(model, self.device)
         return states
 
     def activations(self, model: nn.Module) -> pd.DataFrame:

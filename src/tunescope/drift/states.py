@@ -24,7 +24,8 @@ class ProbeStates:
     """What one probe of one model keeps: (n, d) fp32 arrays per (layer, pooling), examples in probe order.
 
     `extras` holds what is not pooled over all examples: `tokens.{k}` (m, d) token states spread over all examples,
-    `log_probs` (n, vocabulary) after the prompt, `attention.{k}` (m, heads, length) and `mlp.{k}` (m, width).
+    `log_probs` (n, vocabulary) after the prompt, `text_nll` (tokens,) of the held-out text,
+    `attention.{k}` (m, heads, length) and `mlp.{k}` (m, width).
     """
 
     layers: dict[tuple[int, str], Array]

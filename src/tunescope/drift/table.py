@@ -17,7 +17,7 @@ from tunescope.study.schema import DriftSpec
 WHOLE = -1
 OUTPUT_LAYER = -1
 """`layer` of measures of the model's output distribution."""
-EXTRA_POOLINGS = dict.fromkeys(("attention", "mlp", "log_probs"), "last_prompt_token") | {"tokens": "token"}
+EXTRA_POOLINGS = dict.fromkeys(("attention", "mlp", "log_probs"), "last_prompt_token") | {"tokens": "token", "text_nll": "held_out_text"}
 BLOCK_VALUES = 2**20
 """Log-probabilities held in float64 at once."""
 
@@ -143,6 +143,9 @@ def _extra_values(kind: str, x: Array, y: Array, device: str) -> Iterator[tuple[
     elif kind == "mlp":
         yield "mlp_cosine", similarity.cosine_similarity(x, y)
         yield "mlp_displacement", similarity.relative_displacement(x, y)
+    elif kind == "text_nll":
+        tuned, base = float(y.mean(dtype=np.float64)), float(x.mean(dtype=np.float64))
+        yield from {"text_nll": tuned, "text_perplexity": float(np.exp(tuned)), "forgetting": tuned - base}.items()
     elif kind == "log_probs":
         yield from zip(("next_token_kl", "top1_disagreement"), output_divergence(x, y, device), strict=True)
 
