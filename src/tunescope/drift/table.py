@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
+from scipy.special import log_softmax
 
 from tunescope.drift import similarity
-from tunescope.drift.fast import device_measures, row_measures
+from tunescope.drift.fast import row_measures
 from tunescope.drift.gram import Array, StatesError, check_aligned, reject_non_finite
 from tunescope.drift.states import ProbeStates, check_probe
 from tunescope.study.schema import DriftSpec
@@ -38,7 +38,8 @@ def drift_table(base_states: ProbeStates, states: ProbeStates, spec: DriftSpec, 
     """Every measure of `states` against `base_states`, one row per layer, pooling, measure and block.
 
     The costly ones (Procrustes, jackknife error, blocks, internals) are taken at the scored probe only. The others are computed on
-    `device` where that is a GPU, else with numpy; see `fast`. Raises StatesError naming run and layer for states that cannot be compared.
+    `device` where that is a GPU, else with numpy, which needs no torch.
+    Raises StatesError naming run and layer for states that cannot be compared.
     """
     check_probe(states.probe_sha256, base_states.probe_sha256, states.source)
     if base_states.layers.keys() != states.layers.keys():
@@ -82,6 +83,8 @@ def _layer_rows(
     defined = not (layer == 0 and _constant(x) and _constant(y))
     blocks: list[tuple[int, float, int]] = []
     if defined and not scored and device != "cpu":
+        from tunescope.drift.on_device import device_measures
+
         values = device_measures(x, y, device)
     else:
         values = row_measures(x, y, centred=defined)
@@ -147,22 +150,29 @@ def _extra_values(kind: str, x: Array, y: Array, device: str) -> Iterator[tuple[
         tuned, base = float(y.mean(dtype=np.float64)), float(x.mean(dtype=np.float64))
         yield from {"text_nll": tuned, "text_perplexity": float(np.exp(tuned)), "forgetting": tuned - base}.items()
     elif kind == "log_probs":
-        yield from zip(("next_token_kl", "top1_disagreement"), output_divergence(x, y, device), strict=True)
+        yield from zip(("next_token_kl", "top1_disagreement"), _divergence(x, y, device), strict=True)
 
 
-def output_divergence(base: Array, tuned: Array, device: str = "cpu") -> tuple[float, float]:
+def _divergence(x: Array, y: Array, device: str) -> tuple[float, float]:
+    if device == "cpu":
+        return output_divergence(x, y)
+    from tunescope.drift.on_device import device_divergence
+
+    return device_divergence(x, y, device)
+
+
+def output_divergence(base: Array, tuned: Array) -> tuple[float, float]:
     """Mean KL(base || tuned) in nats and share of differing top-1 tokens, from log-probabilities (n, vocabulary).
 
-    Runs over blocks of examples on the device, so that float64 copies stay small whatever the vocabulary; normalised again, as fp32
+    Runs over blocks of examples, so that float64 copies stay small whatever the vocabulary; normalised again, as fp32
     log-probabilities sum to 1 + 1e-7.
     """
-    size = max(1, BLOCK_VALUES // base.shape[1])
-    total = torch.zeros(2, dtype=torch.float64, device=device)
+    total, differing, size = 0.0, 0, max(1, BLOCK_VALUES // base.shape[1])
     for start in range(0, base.shape[0], size):
-        p, q = (torch.from_numpy(side[start : start + size]).to(device).double().log_softmax(dim=1) for side in (base, tuned))
-        total += torch.stack([(p.exp() * (p - q)).sum(), (p.argmax(dim=1) != q.argmax(dim=1)).sum()])
-    divergence, differing = (total / base.shape[0]).tolist()
-    return divergence, differing
+        p, q = (log_softmax(side[start : start + size].astype(np.float64), axis=1) for side in (base, tuned))
+        total += float(np.einsum("ij,ij->", np.exp(p), p - q))
+        differing += int((p.argmax(axis=1) != q.argmax(axis=1)).sum())
+    return total / base.shape[0], differing / base.shape[0]
 
 
 def jensen_shannon(p: Array, q: Array) -> float:

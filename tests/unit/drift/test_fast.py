@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from tunescope.drift import similarity as s
-from tunescope.drift.fast import device_measures, row_measures
+from tunescope.drift.fast import row_measures
 from tunescope.drift.gram import StatesError
+from tunescope.drift.on_device import device_divergence, device_measures
 from tunescope.drift.states import ProbeStates
-from tunescope.drift.table import drift_table
+from tunescope.drift.table import drift_table, output_divergence
 from tunescope.study.schema import DriftSpec
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])]
@@ -95,3 +96,10 @@ def test_the_table_takes_the_device_path_for_light_probes_only():
     fast = drift_table(base, tuned, spec, scored=False, device="cpu:0").set_index(["layer", "measure"])["value"]
     assert fast.to_dict() == pytest.approx(plain.to_dict(), rel=1e-6)
     assert set(drift_table(base, tuned, spec, scored=True, device="cpu:0")["measure"]) > set(plain.index.get_level_values("measure"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_output_divergence_on_a_device(device):
+    p, q = (np.log(side).astype(np.float32) for side in np.random.default_rng(0).dirichlet(np.ones(30), size=(2, 50)))
+    assert device_divergence(p, q, device) == pytest.approx(output_divergence(p, q), rel=1e-12)
+    assert device_divergence(p, p, device) == (0.0, 0.0)
