@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from tunescope.data import load_examples
 from tunescope.data.tasks import get_task
+from tunescope.drift.forgetting import HeldOutText, embedded_passages
 from tunescope.drift.probe import Probe
 from tunescope.errors import StepError, StudyError
 from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
@@ -200,7 +201,9 @@ def train(run: Run) -> Trained:
 
 def _train_once(run: Run, micro: int) -> Trained:
     inputs, ctx = run.inputs, run.ctx
-    probe = Probe(run.task, run.probe_examples, run.tokenizer, inputs.task_spec.max_length, inputs.drift, ctx.device)
+    limit = inputs.task_spec.max_length
+    text = HeldOutText(embedded_passages(), run.tokenizer, limit)
+    probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
     rows_folder = ctx.folder / "probe" / "rows"
     checkpoint = latest_intact(run.checkpoints, rows_folder)
     keep_only(run.checkpoints, rows_folder, checkpoint)
