@@ -216,16 +216,21 @@ def effect_table(m: Material) -> Table:
     return table("Effect sizes over seeds", columns, rows, note, [*_steps(m.paired), *_steps(m.drifts)])
 
 
-def anova_table(m: Material) -> Table:
-    """Exploratory analysis of variance of the primary metric."""
+def run_values(m: Material) -> pd.DataFrame:
+    """The primary metric of every paired run: method, task, value."""
     runs = [
         {"method": method, "task": s.task, "value": value}
         for s in m.paired
         for method, values in zip(_methods(m), (s.candidate_SN, s.reference_SN), strict=True)
         for value in values.mean(axis=1)
     ]
+    return pd.DataFrame(runs, columns=["method", "task", "value"])
+
+
+def anova_table(m: Material) -> Table:
+    """Exploratory analysis of variance of the primary metric."""
     gaps = [{"task": s.task, "value": value} for s in m.paired for value in _relative_gaps(s)]
-    found = (anova(pd.DataFrame(runs)) if runs else []) + (paired_anova(pd.DataFrame(gaps)) if gaps else [])
+    found = anova(run_values(m)) + (paired_anova(pd.DataFrame(gaps)) if gaps else [])
     columns = ("effect", "df", "F", "p", "partial_eta2", "partial_omega2")
     note = (
         "Exploratory: tasks are not a sample and their metrics differ. Seeds pair, so the line on paired relative differences is the "
