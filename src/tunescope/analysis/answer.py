@@ -109,7 +109,8 @@ def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int,
         first = f"Serving: {arm} cost {change} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)}), {state}"
     part = [f"on {done} of {planned} planned steps"] if done < planned else []
     part += [_p(hypothesis).removeprefix("; ")] if hypothesis.verdict != "inconclusive" else []
-    return f"{first}; taken together the hypothesis is {hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}{_plan_note(hypothesis)}."
+    state = f"{hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}"
+    return f"{first}; taken together the hypothesis is {state}{_plan_note(hypothesis)}."
 
 
 def disagreements(frames: Frames, study: Study) -> list[dict[str, Any]]:
