@@ -30,9 +30,7 @@ def init(
 @app.command()
 def plan(
     study: StudyArgument,
-    pilot: Annotated[
-        Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME): its spreads replace the assumed ones.")
-    ] = None,
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME); its spreads replace assumed ones.")] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
