@@ -9,11 +9,11 @@ from tunescope.serve.arms import alternation
 from tunescope.serve.overhead import finished, overhead_ratio, tie_check
 
 from .correlate import correlations
+from .crossed import Interval
 from .effects import tukey
 from .findings import Missing, TaskRow
 from .frames import Frames
 from .frontier import RunPoint, frontier
-from .inference import Interval
 from .overhead import launch_rows, registered_cells
 from .scores import scalar, scalars
 from .serving import overhead_summary

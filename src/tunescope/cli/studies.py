@@ -28,16 +28,23 @@ def init(
 
 
 @app.command()
-def plan(study: StudyArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show every step: phases, machines, counts, needs, rough cost."""
+def plan(
+    study: StudyArgument,
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME); its spreads replace assumed ones.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every step: phases, machines, counts, needs, rough cost; the registered plan and its power."""
+    from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
     from tunescope.study.outline import cost, graph
 
     session = Session.open(study, overrides or ())
     if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan)})
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan), **design(session.plan, session.store, pilot)})
         return
     print("\n".join([f"{session.file.study.name}: {len(session.plan.steps)} steps", "", *graph(session.plan), "", *cost(session.plan)]))
+    print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from tunescope.study.outline import seconds
 from tunescope.study.plan import Plan, Step
 
 from .local import PLAIN_START, Ended, Executor
+from .registration import register
 from .selection import Chosen
 from .state import DataCheck, States, StepState, survey
 from .store import Launch, StepRecord, Store
@@ -127,6 +128,8 @@ class Driver:
         folder = self.store.prepare(record)
         if folder is None:
             return False
+        if step.role == "final":
+            register(self.plan.study, self.store, step.id)
         self.executor.submit(step.id, step.kind, folder)
         self.started[step.id] = self.clock()
         self.attempts[step.id] = self.attempts.get(step.id, 0) + 1
