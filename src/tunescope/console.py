@@ -1,11 +1,13 @@
 """What a user sees: progress on stderr, tables on stdout."""
 
+from __future__ import annotations
+
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,9 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tunescope.run.selection import Chosen
-from tunescope.run.state import STATUSES, States, StepState
-from tunescope.study.plan import Step
+if TYPE_CHECKING:
+    from tunescope.run.selection import Chosen
+    from tunescope.run.state import States, StepState
+    from tunescope.study.plan import Step
 
 Mode = Literal["auto", "live", "plain", "none"]
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -159,6 +162,8 @@ def _reason(state: StepState) -> str:
 
 def counts(states: Iterable[StepState]) -> str:
     """`12 done · 1 failed`."""
+    from tunescope.run.state import STATUSES
+
     found = Counter(s.status for s in states)
     return " · ".join(f"{found[s]} {s}" for s in STATUSES if found[s]) or "no steps"
 
