@@ -72,10 +72,9 @@ def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int
     from tunescope.console import counts, duration, open_display, talk
 
     started, before = time.monotonic(), session.states()
-    slots = session.slots(jobs)
-    screen = open_display(mode, chosen, before, slots)
+    screen = open_display(mode, chosen, before, session.slots(jobs))
     try:
-        states = session.run(chosen, screen, policy, slots)
+        states = session.run(chosen, screen, policy, jobs)
     finally:
         screen.close()
     if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):

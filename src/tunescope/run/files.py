@@ -18,8 +18,7 @@ def unwritable(error: OSError) -> str | None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     return (
-        f"{where}{error.strerror}: nothing more can be written there; free space or allow writing, then run again "
-        "(finished steps are kept)"
+        f"{where}{error.strerror}: nothing more can be written there; free space or allow writing, then run again (finished steps are kept)"
     )
 
 

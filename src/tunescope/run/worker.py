@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 from typing import Any
 
-from tunescope.errors import PrerequisiteError, TunescopeError
-from tunescope.records import StepContext, StepResult
+from tunescope.errors import OutOfMemoryError, PrerequisiteError, TunescopeError
+from tunescope.records import Metric, StepContext, StepResult
 from tunescope.study.inputs import INPUTS
 
 from .data_folder import check_preparation
@@ -70,13 +70,17 @@ def _attempt(store: Store, record: StepRecord, heartbeat: Heartbeat) -> int:
     print(f"--- {record.id}: started {time.strftime('%Y-%m-%dT%H:%M:%S%z')}, process {os.getpid()}", flush=True)
     try:
         result = _call(store, record, heartbeat)
-        from .provenance import write_provenance
+        from .provenance import gpu_peak_bytes, write_provenance
 
         write_provenance(store, record)
+        peak = gpu_peak_bytes()
+        if peak is not None:
+            result.resources.append(Metric(name="process_gpu_reserved_bytes", value=peak, unit="bytes"))
         store.finish(record, result, started, time.monotonic() - clock)
     except TunescopeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        store.fail(record, type(error).__name__, str(error), prerequisite=isinstance(error, PrerequisiteError))
+        missing, full = isinstance(error, PrerequisiteError), isinstance(error, OutOfMemoryError)
+        store.fail(record, type(error).__name__, str(error), prerequisite=missing, retryable=full)
         return error.exit_code
     except Exception as error:
         refused = unwritable(error) if isinstance(error, OSError) else None
