@@ -5,9 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunescope.console import talk
 from tunescope.errors import StudyError
-from tunescope.run.session import Session
 
 from .options import JsonOption, SetOption, StudyArgument, TaskOption, app, print_json
 
@@ -18,6 +16,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to edit."""
+    from tunescope.console import talk
     from tunescope.study.load import find_study
 
     if out.exists():
@@ -37,6 +36,7 @@ def plan(
     """Show every step: phases, machines, counts, needs, rough cost; the registered plan and its power."""
     from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
+    from tunescope.run.session import Session
     from tunescope.study.outline import cost, graph
 
     session = Session.open(study, overrides or ())
@@ -58,7 +58,9 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the task data (also done by `run` when needed)."""
+    from tunescope.console import talk
     from tunescope.run.preparation import prepare_data
+    from tunescope.run.session import Session
 
     extra = [f"data.source={source}"] if source else []
     extra += [f"execution.paths.files={files}"] if files else []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from graphlib import TopologicalSorter
 from typing import Literal
 
@@ -66,10 +67,11 @@ class Plan:
     steps: tuple[Step, ...]
 
     def __getitem__(self, step_id: str) -> Step:
-        for step in self.steps:
-            if step.id == step_id:
-                return step
-        raise KeyError(step_id)
+        return self._by_id[step_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Step]:
+        return {step.id: step for step in self.steps}
 
     def resolve(self, step: Step, results: Mapping[str, FinishedStep]) -> StepInputs | None:
         """The step's inputs with what the search chose filled in; None while a search run is missing."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
@@ -249,10 +249,13 @@ class Execution(Frozen):
 
     paths: Paths = Paths()
     jobs: PositiveInt | None = None
-    """Steps at once; None: one per CPU core, or one per GPU."""
+    """Steps at once; None: as many as the CPU cores carry, on GPUs as many as fit into their memory."""
     threads: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    retries: int = 1
+    retries: NonNegativeInt = 1
+    """Of one step, after a crash, an unexpected error or the time limit."""
+    retry_budget: NonNegativeInt = 20
+    """Of one run, all steps together."""
     step_timeout_s: PositiveInt | None = None
     placement: dict[str, dict[Kind, tuple[TaskName, ...] | Literal["all"]]] = {}
     """machine -> kind -> tasks. A kind that no machine names runs anywhere; data steps run wherever they are needed."""

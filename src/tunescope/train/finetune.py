@@ -17,7 +17,7 @@ from tunescope.data import load_examples
 from tunescope.data.tasks import get_task
 from tunescope.drift.forgetting import HeldOutText, embedded_passages
 from tunescope.drift.probe import Probe
-from tunescope.errors import StepError, StudyError
+from tunescope.errors import OutOfMemoryError, StudyError
 from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
 from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits
 from tunescope.models.tokenization import encode
@@ -187,7 +187,7 @@ def train(run: Run) -> Trained:
             return _train_once(run, micro)
         except torch.OutOfMemoryError as error:
             if micro == 1:
-                raise StepError(
+                raise OutOfMemoryError(
                     "out of GPU memory at micro-batch 1: set training.gradient_checkpointing, or run fewer jobs on this GPU"
                 ) from error
             smaller = micro_batch_size(run.batch_size, micro // 2)
