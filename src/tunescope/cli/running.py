@@ -42,12 +42,13 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed steps again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start nothing new after a failure.")] = False,
+    executor: Annotated[str | None, typer.Option(metavar="local|ray|slurm", help="Where steps run; default: the study's.")] = None,
     display: DisplayOption = "auto",
     overrides: SetOption = None,
 ) -> None:
     """Run the study, or the chosen steps and what they need; resumes by itself, and ends with the report."""
     selection = Selection(kind or (), only or (), task or (), method or (), seed or (), phase, machine)
-    session = Session.open(study, overrides or ())
+    session = Session.open(study, [*(overrides or ()), *([f"execution.executor={executor}"] if executor else [])])
     chosen = select(session.plan, selection)
     execution = session.execution
     policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast)
@@ -63,11 +64,12 @@ def run(
 
 def _run_steps(session: Session, chosen: Chosen, policy: Policy, jobs: int | None, mode: Mode) -> dict[str, StepState]:
     """Run what is to be run, with a display and a summary."""
+    session.prepare(chosen)
     started, before = time.monotonic(), session.states()
-    slots = session.slots(jobs)
-    screen = open_display(mode, chosen, before, slots)
+    executor = session.executor(jobs)
+    screen = open_display(mode, chosen, before, executor.capacity)
     try:
-        states = session.run(chosen, screen, policy, slots)
+        states = session.run(chosen, screen, policy, executor)
     finally:
         screen.close()
     if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):

@@ -177,7 +177,9 @@ class Driver:
     def _end_overdue(self) -> None:
         limit = self.policy.timeout_s
         for step_id, since in self.started.items():
-            if limit and self.clock() - since > limit:
+            if limit and self.executor.waiting(step_id):
+                self.started[step_id] = self.clock()
+            elif limit and self.clock() - since > limit:
                 self.executor.cancel(step_id)
 
     def _elsewhere(self, states: States) -> bool:

@@ -14,7 +14,7 @@ from tunescope.study.schema import Execution, StudyFile
 from .data_folder import DataFolder
 from .driver import Display, Driver, Policy
 from .environment import choose_device, cores, visible_gpus
-from .local import LocalExecutor
+from .local import Executor, LocalExecutor
 from .reporting import write_study
 from .selection import Chosen
 from .state import StepState, survey
@@ -50,11 +50,11 @@ class Session:
         """Every step's state, from the files as they are."""
         return survey(self.plan, self.store, self.data.check)
 
-    def launch(self) -> Launch:
-        """How this machine runs a step."""
+    def launch(self, device: str | None = None) -> Launch:
+        """How a step is run, on this machine's device when none is named."""
         execution = self.execution
         return Launch(
-            data_dir=execution.paths.data, files_dir=execution.paths.files, device=self.device, threads=execution.threads,
+            data_dir=execution.paths.data, files_dir=execution.paths.files, device=device or self.device, threads=execution.threads,
             tracking=execution.tracking, arguments=sys.argv,
         )  # fmt: skip
 
@@ -68,18 +68,39 @@ class Session:
         gpus = visible_gpus() if self.device == "cuda" else []
         return jobs or self.execution.jobs or len(gpus) or max(1, cores() // self.execution.threads)
 
-    def run(self, chosen: Chosen, display: Display, policy: Policy, slots: int) -> dict[str, StepState]:
-        """Run the chosen steps to their end; a finished one is never run again.
+    def executor(self, jobs: int | None = None) -> Executor:
+        """Where this study's steps run, by `execution.executor`.
 
         Raises:
-            PrerequisiteError: prepared data changed, or official files or the device are not there.
+            PrerequisiteError: the device, the cluster or its package is not there.
+        """
+        execution = self.execution
+        if execution.executor == "local":
+            gpus = visible_gpus() if self.device == "cuda" else []
+            return LocalExecutor(self.slots(jobs), execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
+        jobs = jobs or execution.jobs
+        if execution.executor == "slurm":
+            from .slurm import SlurmExecutor
+
+            return SlurmExecutor(execution.slurm, jobs, execution.threads, execution.device, self.store.root)
+        from .ray_cluster import RayExecutor
+
+        machines = {step.id: step.machine for step in self.plan.steps}
+        return RayExecutor(execution.ray, jobs, execution.threads, execution.device, machines, self.store.root)
+
+    def prepare(self, chosen: Chosen) -> None:
+        """What must hold before steps are started.
+
+        Raises:
+            PrerequisiteError: prepared data changed, or official files are not there.
         """
         self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
         write_study(self.file, self.plan, self.store)
-        gpus = visible_gpus() if self.device == "cuda" else []
-        executor = LocalExecutor(slots, self.execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
-        driver = Driver(self.plan, self.store, executor, chosen, self.launch(), display, self.data.check, policy)
+
+    def run(self, chosen: Chosen, display: Display, policy: Policy, executor: Executor) -> dict[str, StepState]:
+        """Run the chosen steps to their end; a finished one is never run again. The executor is closed."""
+        driver = Driver(self.plan, self.store, executor, chosen, self.launch(executor.device), display, self.data.check, policy)
         return driver.run()
 
     def _require_files(self, chosen: Chosen) -> None:
