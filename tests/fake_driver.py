@@ -17,7 +17,7 @@ from tunescope.run.selection import Selection, select
 from tunescope.run.state import survey
 from tunescope.run.store import Launch, Store
 from tunescope.study.plan import Plan, build_plan
-from tunescope.study.schema import RaySpec
+from tunescope.study.schema import TASKS, RaySpec, Study, TaskSpec
 
 PLACEMENT: dict[str, Any] = {
     "vm1": {"train": ("mrpc", "sst2"), "drift": ("mrpc", "sst2")},
@@ -34,9 +34,19 @@ def open_executor(plan: Plan, store: Store, address: str | None) -> Executor:
     return RayExecutor(RaySpec(address=address), None, 1, "cpu", {s.id: s.machine for s in plan.steps}, store.root)
 
 
-def main(root: Path, address: str | None, phase: str | None, machine: str | None) -> None:
+def placed(study: Study) -> Plan:
+    """The plan's three machines, for the tasks that the study has."""
+    machines = {
+        vm: {kind: tasks if tasks == "all" else [t for t in tasks if t in study.tasks] for kind, tasks in kinds.items()}
+        for vm, kinds in PLACEMENT.items()
+    }
+    return build_plan(study, machines)
+
+
+def main(root: Path, tasks: list[str], address: str | None, phase: str | None, machine: str | None) -> None:
     fake_steps.install()
-    plan, store, data = build_plan(small_study(serving=None), PLACEMENT), Store(root / "runs"), DataFolder(root / "data")
+    study = small_study(serving=None, tasks={t: TaskSpec(max_length=512) for t in tasks})
+    plan, store, data = placed(study), Store(root / "runs"), DataFolder(root / "data")
     chosen = select(plan, Selection(phase=phase, machine=machine))
     launch = Launch(data_dir=str(root / "data"))
     display = PlainDisplay(chosen, survey(plan, store, data.check))
@@ -47,10 +57,11 @@ def main(root: Path, address: str | None, phase: str | None, machine: str | None
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     for name in ("--ray", "--phase", "--machine"):
         parser.add_argument(name)
     given = parser.parse_args()
     try:
-        main(given.root, given.ray, given.phase, given.machine)
+        main(given.root, given.tasks, given.ray, given.phase, given.machine)
     except TunescopeError as error:
         sys.exit(f"error: {error}")

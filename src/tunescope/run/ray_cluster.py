@@ -76,7 +76,9 @@ class RayExecutor:
     def _choose_device(self, wanted: str) -> str:
         gpus = self._ray.cluster_resources().get("GPU", 0)
         if wanted == "cuda" and not gpus:
-            raise PrerequisiteError("execution.device is cuda, but no node of the Ray cluster has a GPU: start one with `ray start --num-gpus=N`")
+            raise PrerequisiteError(
+                "execution.device is cuda, but no node of the Ray cluster has a GPU: start one with `ray start --num-gpus=N`"
+            )
         return "cuda" if wanted != "cpu" and gpus and self._spec.gpus_per_step else "cpu"
 
     def _check_nodes(self, root: Path) -> None:
