@@ -43,6 +43,7 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed steps again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start nothing new after a failure.")] = False,
+    executor: Annotated[str | None, typer.Option(metavar="local|ray|slurm", help="Where steps run; default: the study's.")] = None,
     display: DisplayOption = "auto",
     overrides: SetOption = None,
 ) -> None:
@@ -53,7 +54,7 @@ def run(
     from tunescope.run.session import Session
 
     selection = Selection(kind or (), only or (), task or (), method or (), seed or (), phase, machine)
-    session = Session.open(study, overrides or ())
+    session = Session.open(study, [*(overrides or ()), *([f"execution.executor={executor}"] if executor else [])])
     chosen = select(session.plan, selection)
     execution = session.execution
     policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast, execution.retry_budget)
@@ -71,10 +72,12 @@ def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int
     """Run what is to be run, with a display and a summary."""
     from tunescope.console import counts, duration, open_display, talk
 
+    session.prepare(chosen)
     started, before = time.monotonic(), session.states()
-    screen = open_display(mode, chosen, before, session.slots(jobs))
+    executor = session.executor(jobs)
+    screen = open_display(mode, chosen, before, executor.capacity)
     try:
-        states = session.run(chosen, screen, policy, jobs)
+        states = session.run(chosen, screen, policy, executor)
     finally:
         screen.close()
     if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):

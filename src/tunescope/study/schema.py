@@ -244,10 +244,41 @@ class Tracking(Frozen):
         return "off" if value is False else value
 
 
+class RaySpec(Frozen):
+    """A Ray cluster (extra `cluster`)."""
+
+    address: str = "auto"
+    """`host:port` of the head; auto: RAY_ADDRESS, or the cluster that this host is part of."""
+    gpus_per_step: Annotated[float, Field(ge=0)] = 1
+    """GPUs a step takes on a cluster that has any; a fraction lets several steps share one."""
+    node_retries: Annotated[int, Field(ge=0)] = 3
+    """How often a step is started anew because its machine was lost, beside `retries`."""
+
+
+class SlurmSpec(Frozen):
+    """A Slurm cluster (extra `slurm`). Each step is one job on one node."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_min: PositiveInt = 1440
+    """Time limit of a job in minutes."""
+    gpus_per_step: Annotated[int, Field(ge=0)] = 1
+    mem_gb: PositiveInt | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines before the step, e.g. `module load cuda`."""
+    options: dict[str, str] = {}
+    """Any further sbatch option by its long name, e.g. {constraint: h100}."""
+
+
 class Execution(Frozen):
     """The `execution:` half: where and how, never what."""
 
     paths: Paths = Paths()
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local: this machine. ray, slurm: every step is a task or job of a cluster that shares the working folder."""
+    ray: RaySpec = RaySpec()
+    slurm: SlurmSpec = SlurmSpec()
     jobs: PositiveInt | None = None
     """Steps at once; None: as many as the CPU cores carry, on GPUs as many as fit into their memory."""
     threads: PositiveInt = 1
