@@ -25,8 +25,8 @@ def ablation_table(m: Material, rows_of: list[TaskRow]) -> Table:
         rows.append(
             (*head, r.quality_mean, r.quality_sd, relative, r.drift_mean, r.drift_sd, ratio, r.trainable_parameters, r.trainable_share)
         )
-    columns = ("task", "method", "adapter", "rank", "alpha", "modules", "learning_rate", "seeds")
-    columns += ("quality", "quality sd", "quality ratio", "drift", "drift sd", "drift ratio", "trainable", "trainable share")
+    columns = ["task", "method", "adapter", "rank", "alpha", "modules", "learning_rate", "seeds"]
+    columns += ["quality", "quality sd", "quality ratio", "drift", "drift sd", "drift ratio", "trainable", "trainable share"]
     note = "Ratios to the reference method's mean over seeds; descriptive. Only the registered candidate carries a claim."
     return table("Methods and ablations", columns, rows, note, (s for r in rows_of for s in r.steps))
 

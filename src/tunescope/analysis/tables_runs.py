@@ -1,4 +1,4 @@
-"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, ablations, serving twins."""
+"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, serving twins."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -15,7 +15,8 @@ from tunescope.data.tasks.squad_v2 import exact_match, normalise_answer, token_f
 
 PIECES = (
     "a", "A", "an", "the", "The", "THE", "a.", "the-", "them", "cat", "Cat's", "cat", "dog", "École", "école", "İstanbul", "ſtraße", "ﬁn",
-    "“the”", "—", "$1,000.50", "1000", "U.S.A.", "…", "...", "\u00a0", "\u200b", "\t", "\n", "naïve", "nai\u0308ve", "北京", "a北", "_a_", "",
+    "“the”", "—", "$1,000.50", "1000", "U.S.A.", "…", "...", "\u00a0", "\u200b", "\t", "\n", "naïve", "nai\u0308ve", "北京",
+    "a北", "_a_", "",
 )  # fmt: skip
 answers = st.lists(st.sampled_from(PIECES), max_size=4).map(" ".join) | st.text(max_size=8)
 rows = st.lists(
