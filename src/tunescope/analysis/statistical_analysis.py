@@ -6,7 +6,7 @@ from typing import Any
 from tunescope.study.registration import PlanCheck, check_plan
 from tunescope.study.schema import Study
 
-from . import tables, tables_runs
+from . import tables, tables_methods, tables_runs
 from .advice import advice_table
 from .answer import answer, disagreements
 from .confirmatory import labelled, registered_part
@@ -101,7 +101,8 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: 
         "f1_randomisation": tables.f1_table(m),
         "anova": tables.anova_table(m),
         "post_hoc": tables_runs.tukey_table(m),
-        "ablation": tables_runs.ablation_table(m, rows),
+        "ablation": tables_methods.ablation_table(m, rows),
+        "convergence": tables_methods.convergence_table(m),
         "correlations": tables_runs.correlation_table(m),
         "correlation_matrix": tables_runs.correlation_matrix(m),
         "frontier": tables_runs.frontier_table(m),

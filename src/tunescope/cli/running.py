@@ -1,4 +1,4 @@
-"""Verbs of a run: run, status, show, and run-step, which executors call."""
+"""Verbs of a run: run, search, status, show, and run-step, which executors call."""
 
 import time
 from pathlib import Path
@@ -66,6 +66,35 @@ def run(
         _report(session, states)
     if undone:
         raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    task: Annotated[str, typer.Option("--task", help="The task.")],
+    method: Annotated[str, typer.Option("--method", help="The method.")],
+    learning_rate: Annotated[float, typer.Option("--learning_rate", "--learning-rate", help="A learning rate of the method's grid.")],
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="A batch size of the task's grid.")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
+    display: DisplayOption = "auto",
+    overrides: SetOption = None,
+) -> None:
+    """Run one setting of the search, and what it needs: what an agent of an exported W&B sweep calls."""
+    from tunescope.console import talk
+    from tunescope.run.driver import Policy
+    from tunescope.run.selection import Selection, select
+    from tunescope.run.session import Session
+    from tunescope.study.sweep import search_step
+
+    session = Session.open(study, overrides or ())
+    step = search_step(session.plan, task, method, learning_rate, batch_size)
+    execution = session.execution
+    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed=True)
+    state = _run_steps(session, select(session.plan, Selection(only=(step.id,))), policy, jobs, display)[step.id]
+    if state.finished is None or state.status != "done":
+        talk.print(f"{state.status:<8}{step.id}  {state.why}", markup=False)
+        raise typer.Exit(1)
+    print(f"selection_loss: {state.finished.metric('selection_loss', 'selection'):.6g}")
 
 
 def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int | None, mode: Mode) -> "dict[str, StepState]":

@@ -19,7 +19,7 @@ from tunescope.drift.forgetting import HeldOutText, embedded_passages
 from tunescope.drift.probe import Probe
 from tunescope.errors import OutOfMemoryError, StudyError
 from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
-from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits
+from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits, start_tensors
 from tunescope.models.tokenization import encode
 from tunescope.records import StepContext, StepResult, store_root
 from tunescope.study.inputs import TrainInputs
@@ -74,6 +74,10 @@ class Reference:
     prompts: list[list[int]]
     sha256: str
     logits_NV: torch.Tensor
+    start_sha256: str = ""
+    """Frozen weights under the adapter before the first step; differs from `sha256` only when the adapter's start rewrites them (PiSSA)."""
+    start_adapter: dict[str, torch.Tensor] | None = None
+    """In that case the adapter as it started, without which what was learned cannot be told from what was moved."""
 
 
 @dataclass
@@ -246,9 +250,17 @@ def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None
         prompts = probe.tokens[:PROOF_PROMPTS]
         reference = Reference(prompts, base_sha256(model), last_token_logits(model, prompts))
         model = apply_adapter(model, adapter, stream_seed(inputs.seed, "init"))
+        _note_start(reference, model, adapter)
     recorder.start(model, exact=adapter is None or _starts_at_zero(adapter))
     set_storage(model, run.precision)
     return model, recorder, reference
+
+
+def _note_start(reference: Reference, model: Any, adapter: AdapterSpec) -> None:
+    """Record what the frozen weights are under the fresh adapter, and the adapter itself when its start rewrote them."""
+    reference.start_sha256 = reference.sha256 if _starts_at_zero(adapter) else base_sha256(model)
+    if reference.start_sha256 != reference.sha256:
+        reference.start_adapter = start_tensors(model)
 
 
 def _starts_at_zero(adapter: AdapterSpec) -> bool:
