@@ -8,6 +8,7 @@ from tunescope.study.schema import Study
 from . import tables, tables_runs
 from .answer import answer, disagreements
 from .drift import drift_claims
+from .drift_patterns import drift_tables
 from .findings import Findings, Missing, TaskRow
 from .flags import red_flags
 from .frames import Frames, MissingByStep, as_missing
@@ -84,6 +85,7 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing]) -> dict
         "correlation_matrix": tables_runs.correlation_matrix(m),
         "frontier": tables_runs.frontier_table(m),
         "noise_floor": tables_runs.noise_table(m),
+        **drift_tables(m),
         "tie_check": tables_runs.tie_table(m),
         "overhead": tables_runs.overhead_table(m),
         "overhead_scaling": tables_runs.scaling_table(m),
