@@ -11,6 +11,7 @@ from .advice import advice_table
 from .answer import answer, disagreements
 from .confirmatory import labelled, registered_part
 from .drift import drift_claims
+from .drift_patterns import drift_tables
 from .exploratory import added_seeds_table, agreement_table, practical_table, surprises_table
 from .findings import Findings, Missing, RegisteredPlan, TaskRow
 from .flags import red_flags
@@ -107,6 +108,7 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: 
         "correlation_matrix": tables_runs.correlation_matrix(m),
         "frontier": tables_runs.frontier_table(m),
         "noise_floor": tables_runs.noise_table(m),
+        **drift_tables(m),
         "tie_check": tables_runs.tie_table(m),
         "overhead": tables_runs.overhead_table(m),
         "overhead_scaling": tables_runs.scaling_table(m),
