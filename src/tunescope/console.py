@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tunescope.checks.outcome import Check
 from tunescope.run.selection import Chosen
 from tunescope.run.state import STATUSES, States, StepState
 from tunescope.study.plan import Step
@@ -180,6 +181,12 @@ def status_lines(states: States, ids: Iterable[str]) -> list[str]:
         rows.append(f"todo    {name}  {first.why}")
     flags = [f"flag    {s.step.id}  {note}" for s in chosen if s.finished for note in s.finished.result["notes"]]
     return [*rows, *flags, counts(chosen)]
+
+
+def check_lines(check: Check) -> list[str]:
+    """One check of `tunescope check`: how it ended, what was measured, how long it took; details indented."""
+    took = f"  ({duration(check.seconds)})" if check.seconds >= 0.05 else ""
+    return [f"{check.status}  {check.name}: {check.found}{took}", *(f"      {line}" for line in check.details)]
 
 
 def _status_detail(state: StepState) -> str:

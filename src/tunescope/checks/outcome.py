@@ -1,11 +1,11 @@
 """One line of `tunescope check`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tunescope.errors import PrerequisiteError, StepError
+from tunescope.errors import StepError
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,20 @@ def judge(name: str, problems: list[str], measured: str, details: tuple[str, ...
     return Check(name, "FAIL" if problems else "PASS", "; ".join([*problems, measured]), details)
 
 
+def demonstrated(name: str, checks: Iterable[Check]) -> Iterator[Check]:
+    """Time checks as they come; a step that cannot go on is a FAIL of `name`. Missing data or models stop the whole command."""
+    found, started = iter(checks), time.perf_counter()
+    while True:
+        try:
+            check = next(found, None)
+        except StepError as error:
+            check = Check(name, "FAIL", str(error))
+        if check is None:
+            return
+        yield replace(check, seconds=time.perf_counter() - started)
+        started = time.perf_counter()
+
+
 def timed(name: str, check: Callable[[], Check]) -> Iterator[Check]:
-    """Run one check; a step that cannot go on is a FAIL. What must be there and is not (data, a model) stops the whole command."""
-    started = time.perf_counter()
-    try:
-        found = check()
-    except PrerequisiteError:
-        raise
-    except StepError as error:
-        found = Check(name, "FAIL", str(error))
-    yield replace(found, seconds=time.perf_counter() - started)
+    """One check, timed, as above."""
+    yield from demonstrated(name, (each() for each in (check,)))

@@ -92,7 +92,7 @@ def flow(bench: Bench, task: TaskName, method: str, flows: dict[str, Ran]) -> Ch
 
 
 def flow_verdict(method: str, run: Ran, *, adapter: bool) -> Check:
-    """Every trained tensor gets a gradient within a few steps (LoRA's A only from the second: B starts at zero); the base stays untouched."""
+    """Every trained tensor gets a gradient within a few steps (LoRA's A from the second, as B starts at zero); the base stays."""
     trained, total, facts = run.metric("trainable_parameters"), run.metric("total_parameters"), run.result.outputs
     given = run.updates[0].elements
     reached = [any(u.tensor_norms[k] > 0 for u in run.updates) for k in range(len(run.updates[0].tensor_norms))]
@@ -218,7 +218,9 @@ def wandb_logging(folder: Path) -> Check:
 
 def _logged(path: Path, name: str) -> Iterator[float]:
     """Values of one logged name in a .wandb file, in order: a 7-byte head, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
+
+    record_type: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
 
     data, position, whole = path.read_bytes(), 7, b""
     while position + 7 <= len(data):
@@ -230,7 +232,7 @@ def _logged(path: Path, name: str) -> Iterator[float]:
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last fragment of one
-            record = Record()
+            record = record_type()
             record.ParseFromString(whole)
             whole = b""
             yield from (float(json.loads(i.value_json)) for i in record.history.item if name in (i.key, *i.nested_key))
