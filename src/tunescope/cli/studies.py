@@ -1,4 +1,4 @@
-"""Verbs before a run: init, plan, data, schema, env."""
+"""Verbs before a run: init, check, plan, data, schema, env."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from tunescope.errors import StudyError
 
-from .options import JsonOption, SetOption, StudyArgument, TaskOption, app, print_json
+from .options import JsonOption, MethodOption, SetOption, StudyArgument, TaskOption, app, print_json
 
 
 @app.command()
@@ -24,6 +24,35 @@ def init(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(find_study(name).read_text(encoding="utf-8"), encoding="utf-8")
     talk.print(f"wrote {out}; next: tunescope plan {out}", markup=False)
+
+
+@app.command()
+def check(
+    study: StudyArgument = "quickstart",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="A demonstration instead: data, baseline, train, drift, serve or statistics (or sanity); repeatable."),
+    ] = None,
+    task: TaskOption = None,
+    method: MethodOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that training and every kind of step work here, by small real runs: PASS, FAIL or SKIP a line."""
+    from tunescope.checks.runner import run_checks
+    from tunescope.console import check_lines, talk
+    from tunescope.run.session import Session
+
+    session = Session.open(study, overrides or ())
+    found = []
+    for each in run_checks(session, kind or (), task or (), method or (), note=lambda text: talk.print(text, markup=False)):
+        found.append(each)
+        if not as_json:
+            print("\n".join(check_lines(each)), flush=True)
+    if as_json:
+        print_json([each.__dict__ for each in found])
+    if any(each.status == "FAIL" for each in found):
+        raise typer.Exit(1)
 
 
 @app.command()
