@@ -5,9 +5,10 @@
     python benchmarks/bench_training.py --device cuda --only 'ours/lora/*' parity/*    # cells by name
     python benchmarks/bench_training.py --device cuda --profile-small                  # memory of whole training steps, profile `small`
 
-A cell is system/method/precision/lengths/setting, measured with 1 to 8 runs at once. Every run is a process of its own; runs of a cell warm
-up, wait for each other and are timed over the same window: their sum is real (non-padding) tokens a second of the GPU. Weights are random in
-the shape of TinyLlama-1.1B, made on the GPU; lengths are drawn once from distributions with the mean and spread of MRPC and SQuAD v2 prompts.
+A cell is system/method/precision/lengths/setting, measured with 1 to 8 runs at once. Every run is a process of its own; the runs of a cell
+warm up, wait for each other and are timed over the same window: their sum is real (non-padding) tokens a second of the GPU. Weights are
+random in the shape of TinyLlama-1.1B, made on the GPU; lengths are drawn once from distributions with the mean and spread of MRPC and
+SQuAD v2 prompts.
 """
 
 import argparse
@@ -96,7 +97,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """system/method/precision/lengths/setting; setting is b8 (ours: packed and captured), b8-plain (packed), b8-padded, b8-max, b8-flat, b1x8-max, 16k."""
+    """One name taken apart. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
@@ -152,9 +153,7 @@ def our_trainer(cell: Cell, model: Any, rows: list[Row], setup: Setup, folder: s
         micro_tokens=MICRO_TOKENS if cell.setting == "16k" else None,
         eval_every=10**9, checkpoint_every=10**9,
     )  # fmt: skip
-    arguments = training_arguments(
-        spec, folder=folder, device=device, steps=steps, warmup_steps=0, learning_rate=RATE, batch=batch, seed=1
-    )
+    arguments = training_arguments(spec, folder=folder, device=device, steps=steps, warmup_steps=0, learning_rate=RATE, batch=batch, seed=1)
     arguments.save_strategy = arguments.eval_strategy = "no"
     data = RunDataset(rows, longest_first(np.arange(len(rows)), rows, batch))
     capture = spec.capture if captures(spec, precision) else "never"
@@ -206,7 +205,6 @@ def measure(cell: Cell, setup: Setup, peers: Connection | None) -> dict[str, Any
             torch.cuda.reset_peak_memory_stats()
         build = our_trainer if cell.system == "ours" else stock_trainer
         trainer = build(cell, model, rows, setup, folder, steps)
-        trainer.args.disable_tqdm = True
         per_step = np.array([len(r.input_ids) for r in rows]).reshape(steps, batch).sum(1)
         watch = Stopwatch(setup, per_step, peers)
         trainer.add_callback(watch)
@@ -215,7 +213,8 @@ def measure(cell: Cell, setup: Setup, peers: Connection | None) -> dict[str, Any
         raise RuntimeError(f"the rows were used up before {setup.seconds} s had passed")
     captured = getattr(trainer, "captured", None)
     extra = {} if captured is None else {"graphs": captured.graphs, "refused": captured.refused}
-    return watch.result | peak(setup.device) | extra | {"loss": float(trainer.state.log_history[-1].get("loss", np.nan))}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return watch.result | peak(setup.device) | extra | {"loss": losses[-1]}
 
 
 def peak(device: str) -> dict[str, float]:
@@ -233,7 +232,7 @@ def parity(method: str, precision: str, setup: Setup) -> dict[str, Any]:
         cell = Cell(system, method, precision, "mrpc", "b8" if system == "ours" else "b8-longest")
         with tempfile.TemporaryDirectory() as folder:
             trainer = build(cell, build_model(setup.shape, setup.device, method, precision, 0.0), rows, setup, folder, len(rows) // 8)
-            trainer.args.logging_steps, trainer.args.disable_tqdm = 1, True
+            trainer.args.logging_steps = 1
             trainer.train()
         losses[system] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         del trainer
@@ -260,6 +259,7 @@ def child(name: str, setup: Setup, peers: Connection) -> None:
 def run_cell(name: str, runs: int, setup: Setup) -> dict[str, Any]:
     """All runs of a cell at once; totals over them."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.trainer", "peft", "tunescope.train.callbacks"])  # imports once, not once a run
     pipes = [context.Pipe() for _ in range(runs)]
     processes = [context.Process(target=child, args=(name, setup, there)) for _, there in pipes]
     for process, (_, there) in zip(processes, pipes, strict=True):
@@ -297,7 +297,10 @@ def receive(pipe: Connection) -> Any:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a markdown table."""
-    lines = ["| cell | runs | real tokens/s, total | a run | ms a step | peak GiB reserved (allocated) | note |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| cell | runs | real tokens/s, total | a run | ms a step | peak GiB reserved (allocated) | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         first = row["results"][0]
         if "error" in row:
@@ -309,7 +312,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             memory = f"{most['reserved_gib']:.1f} ({most['allocated_gib']:.1f})" if "reserved_gib" in most else ""
             note = f"{first['graphs']} graphs {first['refused']}" if "graphs" in first else ""
             total, step = row["total_tokens_per_s"], np.mean([r["step_s"] for r in row["results"]])
-            lines.append(f"| {row['cell']} | {row['runs']} | {total:,.0f} | {total / row['runs']:,.0f} | {1e3 * step:.1f} | {memory} | {note} |")
+            lines.append(
+                f"| {row['cell']} | {row['runs']} | {total:,.0f} | {total / row['runs']:,.0f} | {1e3 * step:.1f} | {memory} | {note} |"
+            )
     return "\n".join(lines)
 
 
@@ -335,7 +340,7 @@ def main() -> None:
     started, rows = time.monotonic(), []
     facts = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
     for name in (n for n in CELLS if any(fnmatch.fnmatch(n, pattern) for pattern in options.only)):
-        for n in runs or CELLS[name]:
+        for n in runs if runs and not name.startswith("parity") else CELLS[name]:
             if time.monotonic() - started > options.budget:
                 print(f"budget of {options.budget:.0f} s is spent, not measured: {name} x{n}", flush=True)
                 continue

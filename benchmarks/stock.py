@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 IGNORED = -100
 
@@ -32,11 +33,16 @@ def stock_trainer(cell: Any, model: Any, rows: list[Any], setup: Any, folder: st
     micro = 1 if cell.setting.startswith("b1x8") else 8
     limit = {"mrpc": 512, "squad": 768}[cell.lengths] if cell.setting.endswith("-max") else None
     arguments = TrainingArguments(
-        output_dir=folder, max_steps=steps, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro, learning_rate=1e-5,
-        weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", optim="adamw_torch_fused", bf16=cell.precision == "mixed",
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro,
+        learning_rate=1e-5,
+        weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", optim="adamw_torch_fused",
+        bf16=cell.precision == "mixed",
         logging_steps=10, logging_first_step=True, save_strategy="no", train_sampling_strategy="sequential", report_to="none", seed=1,
+        disable_tqdm=True,
         use_cpu=setup.device == "cpu",
     )  # fmt: skip
     data = [{"input_ids": r.input_ids, "labels": [IGNORED] * r.prompt_length + r.input_ids[r.prompt_length :]} for r in rows]
     collator = DataCollatorWithFlattening() if cell.setting.endswith("-flat") else PaddedRows(limit)
-    return Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

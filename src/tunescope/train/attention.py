@@ -51,7 +51,7 @@ def varlen_attention(
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    out_THD = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
+    out_THD: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return out_THD[None], None
 
 

@@ -153,7 +153,8 @@ class CompletionTrainer(Trainer):
         watch: Any = None,
         **kwargs: Any,
     ):
-        super().__init__(data_collator=batching, eval_dataset=selection_rows, **kwargs)
+        collator: Any = batching
+        super().__init__(data_collator=collator, eval_dataset=selection_rows, **kwargs)
         self.selection_rows, self.batching, self.precision, self.watch = selection_rows, batching, precision, watch
         self.window = Window()
         self.captured: CapturedSteps | None = None
