@@ -36,13 +36,16 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
     The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
 
     Args:
-        cells: default: cells whose batch holds all adapters of every arm; when there are none, all cells the arms share.
+        cells: default: cells whose batch holds all adapters of every fitted arm. Arms with more adapters than any batch holds (stress arms)
+            measure alternation and are not fitted; when no arm's adapters fit a batch, all shared cells of all arms are taken.
 
     Returns:
         None with fewer than two numbers of adapters or three points.
     """
     arms = {r["arm"]: int(m[1]) for r in finished(rows) if (m := _SIDE_BY_SIDE.fullmatch(r["arm"]))}
     if cells is None:
+        largest = max((c[0] for c in common_cells(rows, [baseline])), default=0)
+        arms = {arm: n for arm, n in arms.items() if n <= largest} or arms
         shared = common_cells(rows, [*arms, baseline])
         cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
     by_count = sorted(arms, key=lambda arm: arms[arm])
