@@ -97,7 +97,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """One name taken apart. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
+    """A name in parts. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
