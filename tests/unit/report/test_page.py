@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunescope.analysis.findings import Findings, Missing, RedFlag
+from tunescope.analysis.findings import Findings, Missing, RedFlag, RegisteredPlan
 from tunescope.report.html import cards, strip
 
 from .conftest import NOW, Published
@@ -150,7 +150,8 @@ def test_partial_findings_render_and_name_what_is_missing(published: Published, 
 
 def test_an_empty_study_renders(published: Published, render_page: Page) -> None:
     empty = Findings(
-        study="s", title="", generated=NOW, complete=False, steps_done=0, steps_planned=0, missing=[], answer=[], claims=[], table=[],
+        study="s", title="", generated=NOW, complete=False, steps_done=0, steps_planned=0, missing=[], answer=[], table=[],
+            registered_plan=RegisteredPlan(sha256="0", registered=None, changes=[], added_seeds=[]), claims=[],
         baselines=[], costs=[], serving=[], statistics={}, disagreements=[], red_flags=[], limitations=[],
     )  # fmt: skip
     frames = published.frames.without(set(published.frames.steps.step_id))
