@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from tunescope.checks.outcome import Check
     from tunescope.run.selection import Chosen
     from tunescope.run.state import States, StepState
     from tunescope.study.plan import Step
@@ -216,6 +217,12 @@ def status_lines(states: States, ids: Iterable[str]) -> list[str]:
         rows.append(f"todo    {name}  {first.why}")
     flags = [f"flag    {s.step.id}  {note}" for s in chosen if s.finished for note in s.finished.result["notes"]]
     return [*rows, *flags, counts(chosen)]
+
+
+def check_lines(check: Check) -> list[str]:
+    """One check of `tunescope check`: how it ended, what was measured, how long it took; details indented."""
+    took = f"  ({duration(check.seconds)})" if check.seconds >= 0.05 else ""
+    return [f"{check.status}  {check.name}: {check.found}{took}", *(f"      {line}" for line in check.details)]
 
 
 def _status_detail(state: StepState) -> str:

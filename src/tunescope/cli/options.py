@@ -13,7 +13,7 @@ app = typer.Typer(
 )
 
 Mode = Literal["auto", "live", "plain", "none"]
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or a built-in name (quickstart, pilot, lora_vs_full).")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or a built-in name (quickstart, lora_vs_full ...).")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the study file; repeatable.")]
 KindOption = Annotated[list[str] | None, typer.Option("--kind", help="Only steps of this kind (and what they need); repeatable.")]
 OnlyOption = Annotated[

@@ -50,15 +50,17 @@ def export(
     study: StudyArgument,
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     merged: Annotated[bool, typer.Option("--merged", help="Also write adapters merged into the base model.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Write the search as W&B sweep files instead, one per task and method.")] = False,
     only: OnlyOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write trained adapters and models as Hugging Face folders."""
-    from tunescope.run.export import export_models
+    """Write trained adapters and models as Hugging Face folders, or the search as W&B sweeps."""
+    from tunescope.run.export import export_models, export_sweeps
     from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
-    for path in export_models(session, out, only or (), merged=merged):
+    written = export_sweeps(session, out, study, overrides or ()) if sweep else export_models(session, out, only or (), merged=merged)
+    for path in written:
         print(path)
 
 

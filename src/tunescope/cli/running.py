@@ -1,4 +1,4 @@
-"""Verbs of a run: run, status, show, and run-step, which executors call."""
+"""Verbs of a run: run, search, status, show, and run-step, which executors call."""
 
 import time
 from pathlib import Path
@@ -43,6 +43,7 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed steps again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start nothing new after a failure.")] = False,
+    executor: Annotated[str | None, typer.Option(metavar="local|ray|slurm", help="Where steps run; default: the study's.")] = None,
     display: DisplayOption = "auto",
     overrides: SetOption = None,
 ) -> None:
@@ -53,7 +54,7 @@ def run(
     from tunescope.run.session import Session
 
     selection = Selection(kind or (), only or (), task or (), method or (), seed or (), phase, machine)
-    session = Session.open(study, overrides or ())
+    session = Session.open(study, [*(overrides or ()), *([f"execution.executor={executor}"] if executor else [])])
     chosen = select(session.plan, selection)
     execution = session.execution
     policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast, execution.retry_budget)
@@ -67,14 +68,45 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def search(
+    study: StudyArgument,
+    task: Annotated[str, typer.Option("--task", help="The task.")],
+    method: Annotated[str, typer.Option("--method", help="The method.")],
+    learning_rate: Annotated[float, typer.Option("--learning_rate", "--learning-rate", help="A learning rate of the method's grid.")],
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="A batch size of the task's grid.")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
+    display: DisplayOption = "auto",
+    overrides: SetOption = None,
+) -> None:
+    """Run one setting of the search, and what it needs: what an agent of an exported W&B sweep calls."""
+    from tunescope.console import talk
+    from tunescope.run.driver import Policy
+    from tunescope.run.selection import Selection, select
+    from tunescope.run.session import Session
+    from tunescope.study.sweep import search_step
+
+    session = Session.open(study, overrides or ())
+    step = search_step(session.plan, task, method, learning_rate, batch_size)
+    execution = session.execution
+    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed=True)
+    state = _run_steps(session, select(session.plan, Selection(only=(step.id,))), policy, jobs, display)[step.id]
+    if state.finished is None or state.status != "done":
+        talk.print(f"{state.status:<8}{step.id}  {state.why}", markup=False)
+        raise typer.Exit(1)
+    print(f"selection_loss: {state.finished.metric('selection_loss', 'selection'):.6g}")
+
+
 def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int | None, mode: Mode) -> "dict[str, StepState]":
     """Run what is to be run, with a display and a summary."""
     from tunescope.console import counts, duration, open_display, talk
 
+    session.prepare(chosen)
     started, before = time.monotonic(), session.states()
-    screen = open_display(mode, chosen, before, session.slots(jobs))
+    executor = session.executor(jobs)
+    screen = open_display(mode, chosen, before, executor.capacity)
     try:
-        states = session.run(chosen, screen, policy, jobs)
+        states = session.run(chosen, screen, policy, executor)
     finally:
         screen.close()
     if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):

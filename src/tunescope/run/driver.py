@@ -11,6 +11,7 @@ from tunescope.study.outline import seconds
 from tunescope.study.plan import Plan, Step
 
 from .local import PLAIN_START, Ended, Executor
+from .registration import register
 from .selection import Chosen
 from .state import DataCheck, States, StepState, Surveyor, survey
 from .store import Launch, StepRecord, Store
@@ -58,8 +59,6 @@ class Driver:
     display: Display
     data_check: DataCheck
     policy: Policy = Policy()
-    fits: Callable[[str], bool] = lambda step_id: True
-    """Whether the executor has memory for a step beside those that run."""
     clock: Callable[[], float] = time.monotonic
     started: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
@@ -121,7 +120,7 @@ class Driver:
             return False
         if self._exclusive(step):
             return not self.started
-        return len(self.started) < self.executor.capacity and self.fits(step.id)
+        return len(self.started) < self.executor.capacity and self.executor.fits(step.id)
 
     def _exclusive(self, step: Step) -> bool:
         """A serve step measures time, so nothing runs beside it; nor beside a step that ran out of memory in company."""
@@ -147,6 +146,8 @@ class Driver:
         folder = self.store.prepare(record, again=state.again)
         if folder is None:
             return False
+        if step.role == "final":
+            register(self.plan.study, self.store, step.id)
         if state.status == "stale":
             self.display.note(f"{step.id}: stale ({state.why}); the old result moved to the attic")
         elif state.why:
@@ -219,7 +220,9 @@ class Driver:
     def _end_overdue(self) -> None:
         limit = self.policy.timeout_s
         for step_id, since in self.started.items():
-            if limit and step_id not in self.overdue and self.clock() - since > limit:
+            if limit and self.executor.waiting(step_id):
+                self.started[step_id] = self.clock()
+            elif limit and step_id not in self.overdue and self.clock() - since > limit:
                 self.overdue.add(step_id)
                 self.executor.cancel(step_id)
 

@@ -19,6 +19,7 @@ from tunescope.study.schema import Kind
 
 from .environment import environment, worker_environment
 from .gpus import GpuRoom
+from .launcher import start
 from .lease import Process
 from .worker import child_main
 
@@ -44,9 +45,16 @@ class Ended:
 class Executor(Protocol):
     """Where steps run. Knows nothing of plans and results."""
 
+    device: str
+    """`cpu` or `cuda`: what its workers compute on."""
+
     @property
     def capacity(self) -> int:
         """Steps that may run at once."""
+        ...
+
+    def fits(self, step_id: str) -> bool:
+        """Whether there is memory for one more step like this beside those that run."""
         ...
 
     def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
@@ -55,6 +63,10 @@ class Executor(Protocol):
 
     def poll(self, timeout_s: float) -> list[Ended]:
         """Workers that ended since the last call; waits up to `timeout_s` for one."""
+        ...
+
+    def waiting(self, step_id: str) -> bool:
+        """Whether a submitted step still waits for a machine (then no time limit runs)."""
         ...
 
     def cancel(self, step_id: str) -> None:
@@ -87,7 +99,7 @@ class LocalExecutor:
         context: BaseContext | None = None,
         log: Path | None = None,
     ):
-        self._jobs, self._threads, self._device, self._gpus, self._log = jobs, threads, device, gpus, log
+        self._jobs, self._threads, self.device, self._gpus, self._log = jobs, threads, device, gpus, log
         self._context = context or multiprocessing.get_context("forkserver")
         self._driver = Process.current()
         self._workers: dict[str, subprocess.Popen[bytes] | BaseProcess] = {}
@@ -98,26 +110,20 @@ class LocalExecutor:
         return self._jobs
 
     def fits(self, step_id: str) -> bool:
-        """Whether a GPU has memory for one more step like this; always, on a CPU."""
         return self._gpus is None or self._gpus.fits(step_id)
 
     def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
         gpu = self._gpus.take(step_id) if self._gpus else None
-        plain = self._device == "cuda" or kind in PLAIN_START
+        plain = self.device == "cuda" or kind in PLAIN_START
         self._workers[step_id] = self._plain(folder, gpu) if plain else self._forked(folder)
 
     def _plain(self, folder: Path, gpu: str | None) -> subprocess.Popen[bytes]:
-        variables = worker_environment(self._threads, self._device, gpu)
-        command = [sys.executable, "-m", "tunescope", "run-step", str(folder), "--driver", str(self._driver)]
-        with (folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                command, env={**os.environ, **variables}, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        return start(folder, worker_environment(self._threads, self.device, gpu), self._driver)
 
     def _forked(self, folder: Path) -> BaseProcess:
         self._start_server()
         worker = self._context.Process(target=child_main, args=(folder, self._driver))  # type: ignore[attr-defined]
-        with environment(worker_environment(self._threads, self._device)):  # a fork server that died is started again here
+        with environment(worker_environment(self._threads, self.device)):  # a fork server that died is started again here
             worker.start()
         return worker
 
@@ -126,7 +132,7 @@ class LocalExecutor:
         if self._server_started or self._context.get_start_method() != "forkserver":
             return
         self._context.set_forkserver_preload(list(PRELOAD))
-        with environment(worker_environment(self._threads, self._device)), _output_to(self._log):
+        with environment(worker_environment(self._threads, self.device)), _output_to(self._log):
             multiprocessing.forkserver.ensure_running()
         self._server_started = True
 
@@ -144,6 +150,9 @@ class LocalExecutor:
             if item.code != 0:
                 _signal(worker, signal.SIGKILL)  # children that a dying worker left behind, and a worker whose fork server died
         return ended
+
+    def waiting(self, step_id: str) -> bool:
+        return False  # its process starts when it is submitted
 
     def cancel(self, step_id: str) -> None:
         if step_id in self._workers:
