@@ -1,4 +1,4 @@
-"""A driver over fake steps, as a process that tests can kill: `python fake_driver.py ROOT [--ray ADDRESS] [--phase P --machine M]`."""
+"""A driver over fake steps, as a process that tests can kill: `python fake_driver.py ROOT [--retries N] [--ray ADDRESS] [--phase P …]`."""
 
 import argparse
 import multiprocessing
@@ -43,7 +43,7 @@ def placed(study: Study) -> Plan:
     return build_plan(study, machines)
 
 
-def main(root: Path, tasks: list[str], address: str | None, phase: str | None, machine: str | None) -> None:
+def main(root: Path, tasks: list[str], retries: int, address: str | None, phase: str | None, machine: str | None) -> None:
     fake_steps.install()
     study = small_study(serving=None, tasks={t: TaskSpec(max_length=512) for t in tasks})
     plan, store, data = placed(study), Store(root / "runs"), DataFolder(root / "data")
@@ -51,17 +51,19 @@ def main(root: Path, tasks: list[str], address: str | None, phase: str | None, m
     launch = Launch(data_dir=str(root / "data"))
     display = PlainDisplay(chosen, survey(plan, store, data.check))
     executor = open_executor(plan, store, address)
-    Driver(plan, store, executor, chosen, launch, display, data.check, Policy(retries=0)).run()
+    policy = Policy(retries=retries, retry_failed=retries > 0, retry_budget=retries)
+    Driver(plan, store, executor, chosen, launch, display, data.check, policy).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--retries", type=int, default=0)
     for name in ("--ray", "--phase", "--machine"):
         parser.add_argument(name)
     given = parser.parse_args()
     try:
-        main(given.root, given.tasks, given.ray, given.phase, given.machine)
+        main(given.root, given.tasks, given.retries, given.ray, given.phase, given.machine)
     except TunescopeError as error:
         sys.exit(f"error: {error}")

@@ -46,7 +46,7 @@ def no_tracker(folder: Path, **_: Any) -> Iterator[Any]:
 
 
 def control(data_dir: Path, **settings: Any) -> None:
-    """Settings for the fakes: `trouble` {step id: bug|user|prerequisite|kill|once}, `sleep_s`, `salt` {step id: text}."""
+    """Settings for the fakes: `trouble` {step id: bug|user|prerequisite|kill|once|hang once}, `sleep_s`, `salt` {step id: text}."""
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "control.json").write_text(json.dumps(settings))
 
@@ -93,6 +93,9 @@ def _trouble(kind: str | None, ctx: StepContext) -> None:
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     mark = ctx.folder / "tried.log"
+    if kind == "hang once" and not mark.exists():
+        mark.touch()
+        time.sleep(600)
     if kind == "once" and not mark.exists():
         mark.touch()
         raise ZeroDivisionError("planted, the first time only")

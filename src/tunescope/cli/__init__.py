@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tunescope.errors import TunescopeError
+from tunescope.errors import PrerequisiteError, TunescopeError
 
 from . import studies, running, results  # noqa: F401
 from .options import app
@@ -22,6 +22,18 @@ def _interrupt(number: int, frame: Any) -> None:
     raise _Interrupted
 
 
+def _disk_refused(error: OSError) -> int:
+    """A full or read-only disk is the user's to mend; any other operating system error is a bug and keeps its traceback."""
+    from tunescope.console import error_lines
+    from tunescope.run.files import unwritable
+
+    refused = unwritable(error)
+    if refused is None:
+        raise error
+    error_lines(refused)
+    return PrerequisiteError.exit_code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed steps, 2 usage, 3 prerequisite, 130 interrupted."""
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -35,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         error_lines(str(error))
         return error.exit_code
+    except OSError as error:
+        return _disk_refused(error)
     except _Interrupted:
         print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
         return 130

@@ -285,8 +285,8 @@ def _problem(folder: Path, value: dict[str, Any]) -> str:
 def _sealed(value: dict[str, Any]) -> bool:
     """Whether nothing in a result changed since it was written, be it one bit of a timing; results from before the seal have a digest."""
     try:
-        if "seal" in value:
-            return fingerprint({k: v for k, v in value.items() if k != "seal"}) == value["seal"]
+        if "seal" in value or "step_sha256" in value:
+            return fingerprint({k: v for k, v in value.items() if k != "seal"}) == value.get("seal")
         return content_digest(value["metrics"], value["outputs"], value["content"]) == value["digest"]
     except ValueError:  # a number became infinite
         return False
