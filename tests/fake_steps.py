@@ -129,6 +129,9 @@ class Inline:
         step_id, folder = self.waiting.pop(0)
         return [Ended(step_id, work(folder))]
 
+    def fits(self, step_id: str) -> bool:
+        return True
+
     def waiting(self, step_id: str) -> bool:
         return False
 

@@ -1,4 +1,4 @@
-"""What the scripts in experiments/, analysis/ and scripts/ share: a `--study` option in front of the command line."""
+"""What the scripts in experiments/, analysis/ and scripts/ share: `--study` and `--check` in front of the command line."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,10 +6,12 @@ from pathlib import Path
 
 DEFAULT_STUDY = "studies/lora_vs_full.yaml"
 """In a checkout; elsewhere the built-in study of the same name."""
+DEMONSTRATION = {"report": ("--kind", "statistics"), "data": ("--kind", "data"), "validate": ()}
+"""What `--check` shows for verbs other than `run`."""
 
 
 def run(arguments: Sequence[str], *fixed: str) -> int:
-    """`tunescope run STUDY <fixed> <further options>`; returns its exit code."""
+    """`tunescope run STUDY <fixed> <further options>`; with `--check` a demonstration of the same kinds. Returns the exit code."""
     return verb("run", arguments, *fixed)
 
 
@@ -18,6 +20,10 @@ def verb(name: str, arguments: Sequence[str], *fixed: str) -> int:
     from tunescope.cli import main
 
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--study", default=DEFAULT_STUDY if Path(DEFAULT_STUDY).is_file() else Path(DEFAULT_STUDY).stem)
+    parser.add_argument("--study")
+    parser.add_argument("--check", action="store_true")
     known, rest = parser.parse_known_args(list(arguments))
-    return main([name, known.study, *fixed, *rest])
+    if known.check:
+        return main(["check", known.study or "quickstart", *(fixed or DEMONSTRATION[name]), *rest])
+    default = DEFAULT_STUDY if Path(DEFAULT_STUDY).is_file() else Path(DEFAULT_STUDY).stem
+    return main([name, known.study or default, *fixed, *rest])

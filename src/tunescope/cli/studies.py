@@ -1,15 +1,13 @@
-"""Verbs before a run: init, plan, data, schema, env."""
+"""Verbs before a run: init, check, plan, data, schema, env."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tunescope.console import talk
 from tunescope.errors import StudyError
-from tunescope.run.session import Session
 
-from .options import JsonOption, SetOption, StudyArgument, TaskOption, app, print_json
+from .options import JsonOption, MethodOption, SetOption, StudyArgument, TaskOption, app, print_json
 
 
 @app.command()
@@ -18,6 +16,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to edit."""
+    from tunescope.console import talk
     from tunescope.study.load import find_study
 
     if out.exists():
@@ -28,16 +27,53 @@ def init(
 
 
 @app.command()
-def plan(study: StudyArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show every step: phases, machines, counts, needs, rough cost."""
+def check(
+    study: StudyArgument = "quickstart",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="A demonstration instead: data, baseline, train, drift, serve or statistics (or sanity); repeatable."),
+    ] = None,
+    task: TaskOption = None,
+    method: MethodOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that training and every kind of step work here, by small real runs: PASS, FAIL or SKIP a line."""
+    from tunescope.checks.runner import run_checks
+    from tunescope.console import check_lines, talk
+    from tunescope.run.session import Session
+
+    session = Session.open(study, overrides or ())
+    found = []
+    for each in run_checks(session, kind or (), task or (), method or (), note=lambda text: talk.print(text, markup=False)):
+        found.append(each)
+        if not as_json:
+            print("\n".join(check_lines(each)), flush=True)
+    if as_json:
+        print_json([each.__dict__ for each in found])
+    if any(each.status == "FAIL" for each in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME); its spreads replace assumed ones.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every step: phases, machines, counts, needs, rough cost; the registered plan and its power."""
+    from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
+    from tunescope.run.session import Session
     from tunescope.study.outline import cost, graph
 
     session = Session.open(study, overrides or ())
     if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan)})
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan), **design(session.plan, session.store, pilot)})
         return
     print("\n".join([f"{session.file.study.name}: {len(session.plan.steps)} steps", "", *graph(session.plan), "", *cost(session.plan)]))
+    print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 
 
 @app.command()
@@ -51,7 +87,9 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the task data (also done by `run` when needed)."""
+    from tunescope.console import talk
     from tunescope.run.preparation import prepare_data
+    from tunescope.run.session import Session
 
     extra = [f"data.source={source}"] if source else []
     extra += [f"execution.paths.files={files}"] if files else []

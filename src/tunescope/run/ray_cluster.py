@@ -147,6 +147,9 @@ class RayExecutor:
         """Serving measures time: it takes all cores of a node, so that no other task of the cluster runs beside it."""
         return max((n["Resources"]["CPU"] for n in nodes), default=1) if kind in PLAIN_START else self._threads
 
+    def fits(self, step_id: str) -> bool:
+        return True  # the scheduler sees to it
+
     def waiting(self, step_id: str) -> bool:
         """Whether a submitted step has not started: no worker holds its lease yet."""
         task = self._tasks.get(step_id)

@@ -13,7 +13,8 @@ from tunescope.study.schema import Execution, StudyFile
 
 from .data_folder import DataFolder
 from .driver import Display, Driver, Policy
-from .environment import choose_device, cores, visible_gpus
+from .environment import choose_device, cores
+from .gpus import Gpu, GpuRoom, MemoryNeeds, inventory
 from .local import Executor, LocalExecutor
 from .reporting import write_study
 from .selection import Chosen
@@ -47,8 +48,8 @@ class Session:
         return self.file.execution
 
     def states(self) -> dict[str, StepState]:
-        """Every step's state, from the files as they are."""
-        return survey(self.plan, self.store, self.data.check)
+        """Every step's state, from the files as they are now."""
+        return survey(self.plan, Store(self.store.root), self.data.check)
 
     def launch(self, device: str | None = None) -> Launch:
         """How a step is run, on this machine's device when none is named."""
@@ -63,10 +64,29 @@ class Session:
         """`cpu` or `cuda` for this machine."""
         return choose_device(self.execution.device)
 
+    @cached_property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs of this machine that the run may use; none on a CPU."""
+        return inventory() if self.device == "cuda" else []
+
     def slots(self, jobs: int | None = None) -> int:
-        """Steps at once: as asked, or one per GPU, or as many as the cores carry."""
-        gpus = visible_gpus() if self.device == "cuda" else []
-        return jobs or self.execution.jobs or len(gpus) or max(1, cores() // self.execution.threads)
+        """Steps at once, at most: as asked, or what the cores carry (each step on a GPU wants two; memory decides how many of them fit)."""
+        asked = jobs or self.execution.jobs
+        if asked or not self.gpus:
+            return asked or max(1, cores() // self.execution.threads)
+        return len(self.gpus) * self._a_gpu()
+
+    def _a_gpu(self) -> int:
+        return max(1, cores() // 2 // len(self.gpus))
+
+    def gpu_room(self, jobs: int | None = None) -> GpuRoom | None:
+        """How steps share the GPUs; a number of jobs that the user asked for is dealt out evenly, whatever their memory."""
+        if not self.gpus:
+            return None
+        asked = jobs or self.execution.jobs
+        if asked:
+            return GpuRoom([Gpu(g.name, 2**60) for g in self.gpus], lambda step_id: 0, -(-asked // len(self.gpus)))
+        return GpuRoom(self.gpus, MemoryNeeds(self.plan, self.store), self._a_gpu())
 
     def executor(self, jobs: int | None = None) -> Executor:
         """Where this study's steps run, by `execution.executor`.
@@ -76,8 +96,8 @@ class Session:
         """
         execution = self.execution
         if execution.executor == "local":
-            gpus = visible_gpus() if self.device == "cuda" else []
-            return LocalExecutor(self.slots(jobs), execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
+            log = self.store.root / "fork-server.log"
+            return LocalExecutor(self.slots(jobs), execution.threads, self.device, self.gpu_room(jobs), log=log)
         jobs = jobs or execution.jobs
         if execution.executor == "slurm":
             from .slurm import SlurmExecutor

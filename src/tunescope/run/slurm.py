@@ -90,6 +90,9 @@ class SlurmExecutor:
         }  # fmt: skip
         return {key: value for key, value in wanted.items() if value is not None}
 
+    def fits(self, step_id: str) -> bool:
+        return True  # the scheduler sees to it
+
     def waiting(self, step_id: str) -> bool:
         """Whether a job has not started its worker: no lease is held yet."""
         return step_id in self._running and read_lease(self._running[step_id].folder) is None
