@@ -123,7 +123,7 @@ class LocalExecutor:
     def _forked(self, folder: Path) -> BaseProcess:
         self._start_server()
         worker = self._context.Process(target=child_main, args=(folder, self._driver))  # type: ignore[attr-defined]
-        with environment(worker_environment(self._threads, self._device)):  # a fork server that died is started again here
+        with environment(worker_environment(self._threads, self.device)):  # a fork server that died is started again here
             worker.start()
         return worker
 
