@@ -4,6 +4,7 @@ All truth is in the store, which all machines share. Ray only places work: a los
 head costs nothing but the run of `tunescope run` that was connected to it.
 """
 
+import logging
 import os
 import signal
 import time
@@ -236,7 +237,7 @@ def _connect(address: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="tunescope")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="tunescope")
     except Exception as error:  # ConnectionError, RuntimeError, ValueError or AuthenticationError, by what exactly is wrong
         raise PrerequisiteError(
             f"no Ray cluster at execution.ray.address={address}: {_last_line(error)}; "
