@@ -109,6 +109,8 @@ def _data(inputs: Any, ctx: StepContext) -> StepResult:
 class Inline:
     """An executor that runs each worker in this process: one at a time, oldest first, when polled."""
 
+    device = "cpu"
+
     def __init__(self, capacity: int = 2):
         self.capacity = capacity
         self.waiting: list[tuple[str, Path]] = []
@@ -126,6 +128,12 @@ class Inline:
             return []
         step_id, folder = self.waiting.pop(0)
         return [Ended(step_id, work(folder))]
+
+    def fits(self, step_id: str) -> bool:
+        return True
+
+    def waiting(self, step_id: str) -> bool:
+        return False
 
     def cancel(self, step_id: str) -> None:
         raise NotImplementedError

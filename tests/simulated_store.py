@@ -15,6 +15,7 @@ import pandas as pd
 from tunescope.study.identity import fingerprint
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.plan import Plan, Step, build_plan
+from tunescope.study.registration import FILE, registration
 from tunescope.study.schema import AdapterSpec, MethodSpec, ModelSpec, ServingSpec, Study, TaskSpec, TrainingSpec
 
 LABELS = {"mrpc": ("not_equivalent", "equivalent"), "rte": ("entailment", "not_entailment"), "sst2": ("negative", "positive")}
@@ -58,8 +59,10 @@ def write_store(
     n_examples: int = 200,
     rng: np.random.Generator,
 ) -> None:
-    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only)."""
+    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only), and the plan."""
     plan = build_plan(study)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / FILE).write_text(json.dumps(registration(study, "2026-01-01T00:00:00+00:00", "train")))
     sets = {task: _examples(task, n_examples, rng) for task in study.tasks}
     for step in plan.steps:
         if step.kind == "train" and (step.seed in seeds or step.role == "search"):

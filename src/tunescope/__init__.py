@@ -1,3 +1,30 @@
 """tunescope: quality, drift and serving cost of fine-tuning."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from tunescope.analysis.frames import Frames
+
 __version__ = "0.1.0"
+
+
+def load_results(path: "str | PathLike[str]") -> "Frames":
+    """The published tables of a study as named pandas frames: `load_results("runs/quickstart").metrics`.
+
+    Args:
+        path: the study's folder, `<runs>/<study>`, or its `results` folder, after `tunescope report`.
+
+    Raises:
+        PrerequisiteError: no published tables there.
+    """
+    from pathlib import Path
+
+    from tunescope.analysis.frames import load_results as read
+    from tunescope.errors import PrerequisiteError
+
+    found = [p for p in (Path(path), Path(path) / "results") if (p / "metrics.parquet").is_file() and (p / "documents.json").is_file()]
+    if not found:
+        raise PrerequisiteError(f"no published results in {path} or {Path(path) / 'results'}: run `tunescope report STUDY` first")
+    return read(found[0])

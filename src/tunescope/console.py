@@ -1,11 +1,14 @@
 """What a user sees: progress on stderr, tables on stdout."""
 
+from __future__ import annotations
+
+import contextlib
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,10 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tunescope.checks.outcome import Check
-from tunescope.run.selection import Chosen
-from tunescope.run.state import STATUSES, States, StepState
-from tunescope.study.plan import Step
+if TYPE_CHECKING:
+    from tunescope.checks.outcome import Check
+    from tunescope.run.selection import Chosen
+    from tunescope.run.state import States, StepState
+    from tunescope.study.plan import Step
 
 Mode = Literal["auto", "live", "plain", "none"]
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,8 +40,11 @@ def duration(seconds: float) -> str:
 
 
 def remaining_s(states: States, running: Mapping[str, float], ids: Iterable[str], slots: int, now: float) -> float | None:
-    """Seconds to the end, from medians of finished steps of the same kind, task and role; None while a kind has no finished step."""
-    total = 0.0
+    """Seconds to the end, from medians of finished steps of the same kind, task and role; None while a kind has no finished step.
+
+    Steps share the slots, serving has them to itself. Never less than the longest step that is left.
+    """
+    shared, alone, longest = 0.0, 0.0, 0.0
     for step_id in ids:
         state = states[step_id]
         if state.status in ("done", "failed", "blocked"):
@@ -45,8 +52,13 @@ def remaining_s(states: States, running: Mapping[str, float], ids: Iterable[str]
         median = _median(states, state.step)
         if median is None:
             return None
-        total += max(0.0, median - (now - running[step_id] if step_id in running else 0.0))
-    return total / slots
+        left = max(0.0, median - (now - running[step_id] if step_id in running else 0.0))
+        longest = max(longest, left)
+        if state.step.kind == "serve":
+            alone += left
+        else:
+            shared += left
+    return max(longest, shared / slots + alone)
 
 
 def _median(states: States, step: Step) -> float | None:
@@ -100,6 +112,8 @@ class LiveDisplay(PlainDisplay):
     def __init__(self, chosen: Chosen, states: States, slots: int):
         super().__init__(chosen, states)
         self._slots, self._states, self._running = slots, states, dict[str, float]()
+        self._rows: list[str | None] = []
+        """What runs in each slot: a step keeps its row while it runs."""
         self._live = Live(self._picture(), console=talk, refresh_per_second=4, transient=True)
         self._live.start()
 
@@ -116,6 +130,7 @@ class LiveDisplay(PlainDisplay):
 
     def update(self, states: States, running: dict[str, float]) -> None:
         self._states, self._running = states, running
+        self._rows = slot_rows(self._rows, running)
         self._live.update(self._picture())
 
     def close(self) -> None:
@@ -128,9 +143,28 @@ class LiveDisplay(PlainDisplay):
         eta = f"about {duration(max(left, 1))} left" if left is not None else "time left: known after the first step of each kind"
         head.add_row(ProgressBar(total=max(1, len(self._ids)), completed=done, width=30), f"{done}/{len(self._ids)} steps", eta)
         rows = Table.grid(padding=(0, 2))
-        for step_id, since in self._running.items():
-            rows.add_row("  " + step_id, duration(time.monotonic() - since), _progress(self._states[step_id]))
+        now = time.monotonic()
+        for slot, step_id in enumerate(self._rows, 1):
+            if step_id is None:
+                rows.add_row(f"  {slot}", "idle", style="dim")
+            else:
+                state = self._states[step_id]
+                place = state.lease.place if state.lease else ""
+                rows.add_row(f"  {slot}", step_id, place, duration(now - self._running[step_id]), _progress(state))
         return Group(head, rows)
+
+
+def slot_rows(before: Sequence[str | None], running: Iterable[str]) -> list[str | None]:
+    """Steps by slot: those that go on keep theirs, new ones take the first free."""
+    now = list(running)
+    rows = [step_id if step_id in now else None for step_id in before]
+    for step_id in now:
+        if step_id not in rows:
+            if None in rows:
+                rows[rows.index(None)] = step_id
+            else:
+                rows.append(step_id)
+    return rows
 
 
 def _progress(state: StepState) -> str:
@@ -160,6 +194,8 @@ def _reason(state: StepState) -> str:
 
 def counts(states: Iterable[StepState]) -> str:
     """`12 done · 1 failed`."""
+    from tunescope.run.state import STATUSES
+
     found = Counter(s.status for s in states)
     return " · ".join(f"{found[s]} {s}" for s in STATUSES if found[s]) or "no steps"
 
@@ -191,6 +227,24 @@ def check_lines(check: Check) -> list[str]:
 
 def _status_detail(state: StepState) -> str:
     return f"{state.why}  {_progress(state)}" if state.status == "running" else state.why
+
+
+def watch_status(read: Callable[[], States], ids: Collection[str], every_s: float = 2.0) -> None:
+    """Show the status until nothing is left to do: redrawn in place on a terminal, elsewhere printed again when it changes."""
+    screen = Console(highlight=False, soft_wrap=True)
+    with Live(console=screen, auto_refresh=False) if screen.is_terminal else contextlib.nullcontext() as live:
+        before: list[str] = []
+        while True:
+            states = read()
+            lines = status_lines(states, ids)
+            if live:
+                live.update(Text("\n".join(lines)), refresh=True)
+            elif lines != before:
+                print("\n".join([_clock(), *lines]), flush=True)
+            if all(states[i].status in ("done", "failed", "blocked") for i in ids):
+                return
+            before = lines
+            time.sleep(every_s)
 
 
 def tail(lines: Sequence[str], n: int) -> list[str]:

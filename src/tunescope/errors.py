@@ -15,6 +15,10 @@ class StepError(TunescopeError):
     exit_code = 1
 
 
+class OutOfMemoryError(StepError):
+    """Even the smallest micro-batch does not fit into GPU memory. The step is tried again with nothing beside it."""
+
+
 class StudyError(TunescopeError):
     """The study file or the command line is wrong. Lists every problem at once."""
 

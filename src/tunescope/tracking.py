@@ -30,6 +30,8 @@ START_S = 10.0
 """Longest wait for the W&B server at the start (in the background); then the run goes on offline."""
 FINISH_S = 30.0
 """Longest wait for W&B at the end of a step; what is not sent by then stays on disk for `wandb sync`."""
+SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+"""How a sweep's agent tells its child which run it is; W&B reads them itself and then ignores the project and id given here."""
 Mode = Literal["online", "offline", "off"]
 _log = logging.getLogger(__name__)
 
@@ -114,6 +116,9 @@ def open_tracker(
         config: the step's inputs.
     """
     mode = resolve_mode(tracking.wandb, os.environ)
+    if job_type != "train":  # a sweep's agent wants one run per point: the training step
+        for key in SWEEP_VARIABLES:
+            os.environ.pop(key, None)
     remote = None
     if mode != "off":
         settings = {"project": project, "entity": tracking.entity, "group": group, "job_type": job_type, "name": name}
@@ -260,6 +265,7 @@ class _Wandb:
         # A step axis of its own: W&B's must only grow, but the scored checkpoint lies before the last step, and a resumed run goes back.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
+        run.define_metric("selection_loss", step_metric="step", summary="min")  # a sweep ranks runs by it
         return run
 
     def _fail(self, reason: str) -> None:

@@ -60,7 +60,7 @@ def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: d
     else:
         figure = f"a reduction of {percent(worst.estimate)}"
     detail = f"{scope}, {NAMES[str(worst.task)]}: {figure}{_interval(worst)}{_p(overall)}"
-    return f"{words[overall.verdict]} ({detail}){_why(tasks, overall)}."
+    return f"{words[overall.verdict]} ({detail}){_why(tasks, overall)}{_plan_note(overall)}."
 
 
 def _interval(claim: Claim) -> str:
@@ -92,6 +92,11 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
     return "; " + "; ".join(f"{reason} {', '.join(names)}" for reason, names in found.items()) if found else ""
 
 
+def _plan_note(claim: Claim) -> str:
+    """What a reader of one sentence has to know about the registered plan."""
+    return "" if claim.confirmatory else " (not confirmatory: see the note of the claim)"
+
+
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
     arm, baseline, limit = ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
     if overhead.estimate is None:
@@ -104,7 +109,8 @@ def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int,
         first = f"Serving: {arm} cost {change} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)}), {state}"
     part = [f"on {done} of {planned} planned steps"] if done < planned else []
     part += [_p(hypothesis).removeprefix("; ")] if hypothesis.verdict != "inconclusive" else []
-    return f"{first}; taken together the hypothesis is {hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}."
+    state = f"{hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}"
+    return f"{first}; taken together the hypothesis is {state}{_plan_note(hypothesis)}."
 
 
 def disagreements(frames: Frames, study: Study) -> list[dict[str, Any]]:

@@ -1,14 +1,11 @@
 """Drift claims: the candidate's registered drift scalar lies a registered share below the reference's."""
 
-import numpy as np
-from scipy import stats
-
 from tunescope.study.schema import Study
 
+from .crossed import Interval, RatioTest, relative_test, seed_test
 from .findings import Claim
 from .frames import Frames
 from .frontier import frontier, frontier_note
-from .inference import Alternative, Array, Interval, RatioTest, fieller, relative_test, t_test
 from .quality import TaskQuality, missing_runs
 from .scores import DriftPair, paired_drift
 from .verdicts import NAMES, Decision, decide_family, overall
@@ -27,20 +24,6 @@ def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | Non
         test = relative_test(*crossed, margin=1 - reduction, alternative="less", few_columns=True)
         return test, f"crossed random-effects t over seeds x {crossed[0].shape[1]} probe blocks"
     return seed_test(pair.candidate_S, pair.reference_S, 1 - reduction), "t over seeds"
-
-
-def seed_test(
-    candidate_S: Array, reference_S: Array, margin: float, alternative: Alternative = "less", level: float = 0.90
-) -> RatioTest:  # fmt: skip
-    """Paired t over seeds on candidate - margin x reference, with Fieller limits of the ratio of means."""
-    contrast = t_test(candidate_S - margin * reference_S, alternative)
-    top, bottom, n = float(candidate_S.mean()), float(reference_S.mean()), len(candidate_S)
-    if bottom <= 0:
-        return RatioTest(None, (None, None), contrast)
-    covariance = np.cov(candidate_S, reference_S) / n
-    quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
-    limits = fieller(top, bottom, float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1]), quantile)
-    return RatioTest(top / bottom, limits if contrast.p is not None else (None, None), contrast)
 
 
 def drift_claims(frames: Frames, study: Study, qualities: list[TaskQuality]) -> tuple[list[Decision], Decision]:

@@ -1,41 +1,15 @@
-"""Descriptive and exploratory statistics: paired tables, effect sizes, analysis of variance, correlation within tasks."""
+"""Descriptive and exploratory statistics: effect sizes, analysis of variance, correlation within tasks."""
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from .inference import Array, Interval
-from .resampling import clopper_pearson
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Two systems on the same examples; n10 = only the first is right, n01 = only the second."""
-
-    n10: int
-    n01: int
-    p_exact: float
-    p_mid: float
-    odds_ratio: float | None
-    """n10 / n01; None when n01 is 0."""
-    interval: Interval
-    """Clopper-Pearson limits carried over to the odds; None is unbounded."""
-
-
-def mcnemar(n10: int, n01: int, level: float = 0.95) -> McNemar:
-    """Exact and mid-p McNemar test (two-sided) with the matched odds ratio."""
-    n, low = n10 + n01, min(n10, n01)
-    at, below = float(stats.binom.pmf(low, n, 0.5)), float(stats.binom.cdf(low - 1, n, 0.5))
-    exact, mid = min(1.0, 2 * (below + at)), min(1.0, 2 * below + at)
-    if n == 0:
-        return McNemar(0, 0, 1.0, 1.0, None, (None, None))
-    limits = clopper_pearson(n10, n, level)
-    odds = tuple(share / (1 - share) if share < 1 else None for share in limits)
-    return McNemar(n10, n01, exact, mid, n10 / n01 if n01 else None, (odds[0], odds[1]))
+from .crossed import Array, Interval
 
 
 def hedges_correction(df: float) -> float:
@@ -95,27 +69,51 @@ def _anova_rows(formula: str, frame: pd.DataFrame, names: dict[str, str]) -> lis
     rows = []
     for key, name in names.items():
         df, squares, f, p = (float(table.loc[key, c]) for c in ("df", "sum_sq", "F", "PR(>F)"))
-        eta = squares / (squares + float(table.loc["Residual", "sum_sq"]))
-        omega = df * (squares / df - error) / (squares + (len(frame) - df) * error)
-        rows.append({"effect": name, "df": df, "F": f, "p": p, "partial_eta2": eta, "partial_omega2": omega})
+        sizes = {
+            "partial_eta2": partial_eta2(squares, float(table.loc["Residual", "sum_sq"])),
+            "partial_omega2": partial_omega2(squares, df, error, len(frame)),
+        }
+        rows.append({"effect": name, "df": df, "F": f, "p": p, **sizes})
     return rows
 
 
-def tukey(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Tukey's pairwise comparisons of `value` between methods, task means removed; [] below three methods."""
-    if frame.method.nunique() < 3 or frame.groupby("method").size().min() < 2:
-        return []
-    from statsmodels.stats.multicomp import pairwise_tukeyhsd  # costs about a second to import
+def partial_eta2(ss_effect: float, ss_error: float) -> float:
+    """SS_effect / (SS_effect + SS_error); biased upwards in small samples, so partial omega2 stands beside it."""
+    return ss_effect / (ss_effect + ss_error)
 
-    centred = frame.value - frame.groupby("task").value.transform("mean")
-    found = pairwise_tukeyhsd(centred.to_numpy(), frame.method.to_numpy())
-    names = [str(n) for n in found.groupsunique]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    columns = zip(pairs, found.meandiffs, found.confint, found.pvalues, strict=True)
-    return [
-        {"method": a, "against": b, "difference": -float(d), "low": -float(limits[1]), "high": -float(limits[0]), "p_adjusted": float(p)}
-        for (a, b), d, limits, p in columns
-    ]
+
+def partial_omega2(ss_effect: float, df_effect: float, ms_error: float, n: int) -> float:
+    """(SS_effect - df MS_error) / (SS_effect + (n - df) MS_error); may be negative (Olejnik & Algina 2003)."""
+    return (ss_effect - df_effect * ms_error) / (ss_effect + (n - df_effect) * ms_error)
+
+
+def tukey(frame: pd.DataFrame, level: float = 0.95) -> list[dict[str, Any]]:
+    """Tukey's pairwise comparisons of `value` between methods in the additive model method + task; [] below three methods.
+
+    Tukey-Kramer: studentised range of the additive model's contrasts, with its residual degrees of freedom (tasks cost theirs too).
+    """
+    tasks = frame.task.nunique()
+    df = len(frame) - frame.method.nunique() - tasks + 1
+    if frame.method.nunique() < 3 or frame.groupby("method").size().min() < 2 or df < 1:
+        return []
+    names = sorted(frame.method.unique())
+    design = pd.get_dummies(frame.method)[names].to_numpy(np.float64)
+    design = np.hstack([design, pd.get_dummies(frame.task).to_numpy(np.float64)[:, 1:]])
+    values = frame.value.to_numpy(np.float64)
+    inverse = np.linalg.pinv(design.T @ design)
+    beta = inverse @ design.T @ values
+    error = float(((values - design @ beta) ** 2).sum()) / df
+    if not error > 1e-20:
+        return []
+    quantile, rows = float(stats.studentized_range.ppf(level, len(names), df)), []
+    for (i, a), (j, b) in combinations(enumerate(names), 2):
+        contrast = np.zeros(design.shape[1])
+        contrast[[i, j]] = 1, -1
+        difference, se = float(contrast @ beta), math.sqrt(error * float(contrast @ inverse @ contrast) / 2)
+        p = float(stats.studentized_range.sf(abs(difference) / se, len(names), df))
+        limits = {"low": difference - quantile * se, "high": difference + quantile * se}
+        rows.append({"method": a, "against": b, "difference": difference, **limits, "p_adjusted": p})
+    return rows
 
 
 @dataclass(frozen=True)

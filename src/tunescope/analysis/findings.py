@@ -41,6 +41,8 @@ class Claim(_Row):
     notes: list[str]
     steps: list[str]
     """Step ids every number came from."""
+    confirmatory: bool = True
+    """False when the registered plan behind it changed after runs had finished; the first note says how."""
 
 
 class TaskRow(_Row):
@@ -135,6 +137,18 @@ class RedFlag(_Row):
     text: str
 
 
+class RegisteredPlan(_Row):
+    """Whether the plan was fixed before the runs."""
+
+    sha256: str
+    """Of margins, metrics, layers, seeds and families as the study file has them now."""
+    registered: str | None
+    """When the plan was fixed; None when that is not known."""
+    changes: list[str]
+    added_seeds: list[int]
+    """Seeds added after the plan was fixed; they enter exploratory rows only."""
+
+
 class Findings(_Row):
     """Everything the report says."""
 
@@ -147,6 +161,7 @@ class Findings(_Row):
     missing: list[Missing]
     answer: list[str]
     """The answer in three sentences with numbers."""
+    registered_plan: RegisteredPlan
     claims: list[Claim]
     table: list[TaskRow]
     baselines: list[BaselineRow]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from tunescope.records import FinishedStep, read_step
 from tunescope.study.plan import build_plan
+from tunescope.study.registration import FILE as REGISTRATION
 from tunescope.study.schema import Study
 
 from .findings import Missing
@@ -87,6 +88,8 @@ class Frames:
     """step id -> JSON artefacts by file name: drift_summary.json, correlations.json, correctness.json, launches.jsonl (a list)."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """(step id, what could not be read)."""
+    registration: dict[str, Any] | None = None
+    """registration.json of the store; None when there is none, {} when it cannot be read."""
 
     def without(self, step_ids: Iterable[str]) -> "Frames":
         """The same tables less everything that came from these steps (stale results, for one)."""
@@ -142,7 +145,7 @@ class Frames:
             path = results_dir / f"{name}.parquet"
             frame.assign(**{c: [_text(v) for v in frame[c]] for c in nested}).to_parquet(path, index=False)
             paths.append(path)
-        rest = {"planned": self.planned, "documents": self.documents, "problems": self.problems}
+        rest = {"planned": self.planned, "documents": self.documents, "problems": self.problems, "registration": self.registration}
         (results_dir / "documents.json").write_text(json.dumps(rest, indent=1))
         return paths
 
@@ -166,7 +169,18 @@ def collect(
         folder = root / "steps" / step_id
         if (folder / "result.json").is_file():
             reader.add(step_id, folder)
-    return Frames(**reader.frames(), planned=ids, documents=reader.documents, problems=reader.problems)
+    return Frames(**reader.frames(), planned=ids, documents=reader.documents, problems=reader.problems, registration=_registration(root))
+
+
+def _registration(root: Path) -> dict[str, Any] | None:
+    """The registered plan kept with the runs; one that cannot be read is not the same as none."""
+    if not (root / REGISTRATION).exists():
+        return None
+    try:
+        value = json.loads((root / REGISTRATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def as_missing(missing: Sequence[Missing] | MissingByStep | None) -> list[Missing]:
@@ -186,7 +200,9 @@ def load_results(results_dir: Path) -> Frames:
         tables[name] = frame
     rest = json.loads((results_dir / "documents.json").read_text())
     problems = [(step, text) for step, text in rest["problems"]]
-    return Frames(**tables, planned=tuple(rest["planned"]), documents=rest["documents"], problems=problems)
+    return Frames(
+        **tables, planned=tuple(rest["planned"]), documents=rest["documents"], problems=problems, registration=rest.get("registration")
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from tunescope.serve.overhead import P99_REQUESTS
 from tunescope.study.schema import Study
 
+from .confirmatory import NOT_CONFIRMATORY
 from .findings import Claim, TaskRow
 from .frames import Frames
 from .quality import TaskQuality
@@ -23,11 +24,14 @@ def limitations(
     found = (
         [f"Partial study: {done} of {planned} steps are finished; claims that need the others are not decided."] if done < planned else []
     )
-    found += [*_design(frames, study), *_data(frames, study), *_learning(study, qualities, table), *_serving(frames, claims)]
+    found += [*_design(frames, study, claims), *_data(frames, study), *_learning(study, qualities, table), *_serving(frames, claims)]
     return found
 
 
-def _design(frames: Frames, study: Study) -> Iterator[str]:
+def _design(frames: Frames, study: Study, claims: list[Claim]) -> Iterator[str]:
+    plan = next((c for c in claims if not c.confirmatory), None)
+    if plan is not None:
+        yield f"Not every claim is confirmatory: {plan.notes[0].removeprefix(NOT_CONFIRMATORY)}."
     n = len(study.seeds)
     if n < CONFIRMATORY_SEEDS:
         seeds = f"{n} seed{'s' if n > 1 else ''}"

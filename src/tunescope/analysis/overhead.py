@@ -8,9 +8,9 @@ import numpy as np
 from tunescope.serve.overhead import Row, finished, log_ratios, tie_check
 from tunescope.study.schema import Study
 
+from .crossed import TTest, t_test
 from .findings import Claim
 from .frames import Frames
-from .inference import TTest, t_test
 from .verdicts import ARMS, Decision, decide
 
 

@@ -1,29 +1,15 @@
-"""Power of the registered quality test before the runs, and the smallest margin a design can confirm. Never from an observed effect."""
+"""Variance components from stored scores, and the smallest margin a design can confirm. Never from an observed effect."""
 
-from dataclasses import dataclass
+import math
 
-from scipy import optimize, stats
+from scipy import optimize
 
-from .inference import Array, checked, mean_products
+from tunescope.study.power import Components, power, t_power
 
-PLANNED = {
-    "rte": {3: (0.19, 0.27), 5: (0.25, 0.32), 10: (0.31, 0.36)},
-    "mrpc (dev)": {3: (0.40, 0.53), 5: (0.53, 0.62), 10: (0.64, 0.69)},
-    "mrpc": {3: (0.53, 0.88), 5: (0.78, 0.97), 10: (0.94, 0.99)},
-    "sst2": {3: (0.97, 1.0), 5: (0.97, 1.0), 10: (0.97, 1.0)},
-    "squad_v2": {3: (0.71, 1.0), 5: (0.96, 1.0), 10: (1.0, 1.0)},
-}
-"""Power at a true difference of 0, margin 3 %, one-sided 0.05, by task and number of seeds, for the official test sets (range over assumed
-standard deviations). Superseded by `power` with a pilot's components."""
+from .crossed import Array, checked, mean_products
 
-
-@dataclass(frozen=True)
-class Components:
-    """Standard deviations of a contrast between seeds, between examples, and of what is left."""
-
-    seeds: float
-    examples: float
-    residual: float
+TARGET = 0.8
+"""Chance of confirming that a design is asked for."""
 
 
 def components(contrast_SN: Array) -> Components:
@@ -36,23 +22,8 @@ def components(contrast_SN: Array) -> Components:
     return Components(between_seeds**0.5, between_examples**0.5, max(0.0, squares.residual) ** 0.5)
 
 
-def power(sd: Components, difference: float, n_seeds: int, n_examples: int, alpha: float = 0.05) -> float:
-    """Chance that the one-sided crossed t rejects when the true mean contrast is `difference` (noncentral t, expected mean squares)."""
-    ms_r = sd.residual**2
-    ms_s, ms_e = ms_r + n_examples * sd.seeds**2, ms_r + n_seeds * sd.examples**2
-    total = ms_s + ms_e - ms_r
-    if total <= 0:
-        return 1.0 if difference > 0 else 0.0
-    spread = ms_s**2 / (n_seeds - 1) + ms_e**2 / (n_examples - 1) + ms_r**2 / ((n_seeds - 1) * (n_examples - 1))
-    df, se = total**2 / spread, (total / (n_seeds * n_examples)) ** 0.5
-    shift = difference / se
-    if shift > 35:  # the noncentral t of scipy loses accuracy far out, where power is 1 anyway
-        return 1.0
-    return float(stats.nct.sf(stats.t.ppf(1 - alpha, df), df, shift))
-
-
 def detectable_margin(
-    sd: Components, reference: float, n_seeds: int, n_examples: int, *, alpha: float = 0.05, target: float = 0.8
+    sd: Components, reference: float, n_seeds: int, n_examples: int, *, alpha: float = 0.05, target: float = TARGET
 ) -> float | None:
     """The smallest relative margin confirmed with probability `target` when the arms are truly equal; None above 100 %.
 
@@ -62,3 +33,34 @@ def detectable_margin(
     if reference <= 0 or gap(1.0) < 0:
         return None
     return float(optimize.brentq(gap, 1e-9, 1.0)) if gap(1e-9) < 0 else 0.0
+
+
+def detectable_shift(sd: float, n: int, *, alpha: float = 0.05, target: float = TARGET) -> float:
+    """The smallest true mean that a one-sided t test over n independent units confirms with probability `target`, in units of `sd`'s."""
+    return sd / math.sqrt(n) * float(optimize.brentq(lambda shift: t_power(shift, n - 1, alpha) - target, 0.0, 200.0))
+
+
+def seeds_needed(sd: Components, difference: float, n_examples: int, *, alpha: float = 0.05, most: int = 100) -> int | None:
+    """The fewest seeds that confirm a true mean contrast with probability 80 % on these examples; None when `most` do not."""
+    if power(sd, difference, most, n_examples, alpha) < TARGET:
+        return None
+    return next(s for s in range(2, most + 1) if power(sd, difference, s, n_examples, alpha) >= TARGET)
+
+
+def examples_needed(sd: Components, difference: float, n_seeds: int, *, alpha: float = 0.05, most: int = 1_000_000) -> int | None:
+    """The fewest examples that confirm a true mean contrast with probability 80 % on these seeds; None when `most` do not."""
+    low, high = 2, most
+    if power(sd, difference, n_seeds, high, alpha) < TARGET:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(sd, difference, n_seeds, middle, alpha) >= TARGET else (middle + 1, high)
+    return low
+
+
+def units_needed(sd: float, difference: float, *, alpha: float = 0.05, most: int = 1000) -> int | None:
+    """The fewest independent units whose one-sided t test confirms a true mean of `difference` with probability 80 %."""
+    if sd == 0:
+        return 2 if difference > 0 else None
+    found = (n for n in range(2, most + 1) if t_power(difference / sd * math.sqrt(n), n - 1, alpha) >= TARGET)
+    return next(found, None) if difference > 0 else None

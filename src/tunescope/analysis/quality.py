@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from tunescope.study.schema import Study
 
+from .crossed import Interval, RatioTest, TTest, cluster_totals, crossed_t, relative_test
 from .findings import Claim
 from .frames import Frames
-from .inference import Interval, RatioTest, TTest, cluster_totals, crossed_t, relative_test
 from .scores import Paired, baseline_values, paired_scores, seeds_of
 from .verdicts import NAMES, Decision, decide_family, overall
 

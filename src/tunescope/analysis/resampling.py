@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import stats
 
-from .inference import Array, Interval
+from .crossed import Array, Interval
 
 _TIE = 1e-12
 _EXACT_UNITS = 16

@@ -8,9 +8,9 @@ import pandas as pd
 
 from tunescope.study.schema import Study, TaskName
 
+from .crossed import Array, Interval, cluster_totals, crossed_t, t_test
 from .findings import BaselineRow, CostRow, TaskRow
 from .frames import Frames
-from .inference import Array, Interval, cluster_totals, crossed_t, t_test
 from .scores import common_ids, groups_of, scalar, scalars, seeds_of, values_matrix
 
 _MEMORY = ("peak_memory_reserved_bytes", "peak_memory_allocated_bytes", "peak_rss_bytes")

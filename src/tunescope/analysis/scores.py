@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .crossed import Array, cluster_totals, f1_pseudo_values
 from .frames import Frames
-from .inference import Array, cluster_totals, f1_pseudo_values
 
 EXACT = ("accuracy", "exact_match")
 

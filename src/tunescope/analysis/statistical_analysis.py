@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tunescope.study.registration import PlanCheck, check_plan
 from tunescope.study.schema import Study
 
-from . import tables, tables_runs
+from . import tables, tables_methods, tables_runs
+from .advice import advice_table
 from .answer import answer, disagreements
+from .confirmatory import labelled, registered_part
 from .drift import drift_claims
-from .findings import Findings, Missing, TaskRow
+from .drift_patterns import drift_tables
+from .exploratory import added_seeds_table, agreement_table, practical_table, surprises_table
+from .findings import Findings, Missing, RegisteredPlan, TaskRow
 from .flags import red_flags
 from .frames import Frames, MissingByStep, as_missing
 from .limitations import limitations
@@ -18,6 +23,7 @@ from .rows import baseline_rows, cost_rows, task_rows
 from .scores import paired_drift
 from .serving import serving_rows
 from .tables import Material, Table, plain
+from .undecided import undecided_table
 from .verdicts import hypothesis
 
 
@@ -32,7 +38,9 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
         now: time stamp of the findings (ISO 8601).
     """
     absent = _all_missing(frames, as_missing(missing))
-    frames = frames.without(row.step for row in absent)
+    everything = frames.without(row.step for row in absent)
+    check = check_plan(study, frames.registration)
+    whole_study, (frames, study) = study, registered_part(everything, study, check)
     spec, planned = study.analysis, len(frames.planned)
     done = planned - len(absent)
     qualities = [task_quality(frames, study, task) for task in study.tasks]
@@ -41,15 +49,18 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     overhead = overhead_claim(frames, study)
     gate_failed = any(q.gate_failed(spec.reference_method) for q in qualities)
     whole = hypothesis(quality_all, drift_all, overhead, gate_failed, spec)
-    claims = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
+    decided = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
+    claims = labelled(decided, frames, check)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
     material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
     rows = task_rows(frames, study)
+    added = added_seeds_table(everything, whole_study, check.added_seeds)
     return Findings(
         study=study.name, title=study.title or study.name, generated=now, complete=not absent, steps_done=done, steps_planned=planned,
-        missing=absent, answer=answer(claims, spec, done, planned), claims=claims, table=rows, baselines=baseline_rows(frames, study),
-        costs=cost_rows(frames, study), serving=serving_rows(frames, study), statistics=_statistics(material, rows, absent),
-        disagreements=[plain(d) for d in disagreements(frames, study)], red_flags=red_flags(frames, study, qualities, claims),
+        missing=absent, answer=answer(claims, spec, done, planned), registered_plan=_plan(check), claims=claims, table=rows,
+        baselines=baseline_rows(frames, study), costs=cost_rows(frames, study), serving=serving_rows(frames, study),
+        statistics=_statistics(material, rows, absent, added), disagreements=[plain(d) for d in disagreements(frames, study)],
+        red_flags=red_flags(frames, study, qualities, claims),
         limitations=limitations(frames, study, qualities, claims, rows, planned, done),
     )  # fmt: skip
 
@@ -64,9 +75,21 @@ def _all_missing(frames: Frames, named: list[Missing]) -> list[Missing]:
     ]
 
 
-def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing]) -> dict[str, Table]:
+def _plan(check: PlanCheck) -> RegisteredPlan:
+    changes = ["the kept registration is unreadable or was edited"] if check.damaged else []
+    changes += [line for lines in check.changes.values() for line in lines]
+    return RegisteredPlan(sha256=check.sha256, registered=check.registered, changes=changes, added_seeds=list(check.added_seeds))
+
+
+def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: Table) -> dict[str, Table]:
     """Every table that has rows, in the order of reading."""
     found: dict[str, Any] = {
+        "undecided": undecided_table(m),
+        "advice": advice_table(m),
+        "practical_threshold": practical_table(m),
+        "task_agreement": agreement_table(m),
+        "surprises": surprises_table(m),
+        "added_seeds": added,
         "gate": tables.gate_table(m),
         "multiplicity": tables.multiplicity_table(m),
         "quality_sensitivity": tables.quality_sensitivity_table(m),
@@ -79,11 +102,13 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing]) -> dict
         "f1_randomisation": tables.f1_table(m),
         "anova": tables.anova_table(m),
         "post_hoc": tables_runs.tukey_table(m),
-        "ablation": tables_runs.ablation_table(m, rows),
+        "ablation": tables_methods.ablation_table(m, rows),
+        "convergence": tables_methods.convergence_table(m),
         "correlations": tables_runs.correlation_table(m),
         "correlation_matrix": tables_runs.correlation_matrix(m),
         "frontier": tables_runs.frontier_table(m),
         "noise_floor": tables_runs.noise_table(m),
+        **drift_tables(m),
         "tie_check": tables_runs.tie_table(m),
         "overhead": tables_runs.overhead_table(m),
         "overhead_scaling": tables_runs.scaling_table(m),

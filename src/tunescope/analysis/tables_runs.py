@@ -1,4 +1,4 @@
-"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, ablations, serving twins."""
+"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, serving twins."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +9,11 @@ from tunescope.serve.arms import alternation
 from tunescope.serve.overhead import finished, overhead_ratio, tie_check
 
 from .correlate import correlations
+from .crossed import Interval
 from .effects import tukey
-from .findings import Missing, TaskRow
+from .findings import Missing
 from .frames import Frames
 from .frontier import RunPoint, frontier
-from .inference import Interval
 from .overhead import launch_rows, registered_cells
 from .scores import scalar, scalars
 from .serving import overhead_summary
@@ -161,26 +161,6 @@ def leakage_table(m: Material) -> Table:
             rows += [(task, pair, v.get("exact"), v.get("normalised")) for pair, v in found.items() if isinstance(v, dict)]
     columns = ("task", "splits", "exact duplicates", "normalised duplicates")
     return table("Duplicates between splits", columns, rows, "Counted and kept: the publishers' splits are used as they are.", steps)
-
-
-def ablation_table(m: Material, rows_of: list[TaskRow]) -> Table:
-    """Every method against the reference method, for studies with more than two."""
-    reference = {r.task: r for r in rows_of if r.method == m.study.analysis.reference_method}
-    rows = []
-    for r in rows_of:
-        base = reference.get(r.task)
-        relative = r.quality_mean / base.quality_mean if r.quality_mean and base and base.quality_mean else None
-        ratio = r.drift_mean / base.drift_mean if r.drift_mean and base and base.drift_mean else None
-        adapter = m.study.methods[r.method].adapter
-        setting = (adapter.r, adapter.lora_alpha, _targets(adapter.target_modules)) if adapter else (None, None, "all weights")
-        rows.append((r.task, r.method, *setting, r.n_seeds, r.quality_mean, relative, r.drift_mean, ratio, r.trainable_parameters))
-    columns = ("task", "method", "rank", "alpha", "modules", "seeds", "quality", "quality ratio", "drift", "drift ratio", "trainable")
-    note = "Ratios to the reference method's mean over seeds; descriptive. Only the registered candidate carries a claim."
-    return table("Methods and ablations", columns, rows, note, (s for r in rows_of for s in r.steps))
-
-
-def _targets(modules: Any) -> str:
-    return modules if isinstance(modules, str) else ", ".join(modules)
 
 
 def tie_table(m: Material) -> Table:

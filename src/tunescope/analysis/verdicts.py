@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from tunescope.study.schema import AnalysisSpec
 
+from .families import any_of, composite, composite_opposite, holm, intersection_union
 from .findings import Claim, Verdict
-from .inference import any_of, composite, composite_opposite, holm, intersection_union
 
 ARMS = {
     "base": "base", "full": "full fine-tuned", "merged": "merged", "lora_idle": "adapters on, none used", "adapters_1": "1 adapter",

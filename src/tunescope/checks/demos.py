@@ -91,7 +91,8 @@ class Demo:
         """
         chosen: Chosen = select(session.plan, Selection(kinds=kinds, methods=methods))
         policy = Policy(retries=0, timeout_s=session.execution.step_timeout_s, retry_failed=False, fail_fast=True)
-        states = session.run(chosen, Quiet(), policy, session.slots())
+        session.prepare(chosen)
+        states = session.run(chosen, Quiet(), policy, session.executor())
         undone = [s for i, s in states.items() if i in chosen.needed and s.finished is None]
         for state in undone:
             if state.status in ("failed", "blocked"):

@@ -128,8 +128,8 @@ def _launches(study: Study, effect: Effect, rng: Generator) -> Iterator[dict[str
             cells = [_cell(serving, b, analysis.overhead_prompt_length, slow) for b in analysis.overhead_batch_sizes]
             yield {
                 "arm": arm, "launch": launch, "order": launch, "ok": True, "error": None,
-                "adapters": ["a", "b"] if "adapters" in arm else [], "max_loras": 2,
-                "cold_start_s": 10.0, "engine_start_s": 5.0, "compiled_during_inference": False, "cells": cells,
+                "adapters": ["a", "b"] if "adapters" in arm else [], "max_loras": 2, "cold_start_s": 10.0, "engine_start_s": 5.0,
+                "compiled_during_inference": False, "cells": cells,
             }  # fmt: skip
 
 

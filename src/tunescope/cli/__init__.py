@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tunescope.console import error_lines
 from tunescope.errors import TunescopeError
 
 from . import studies, running, results  # noqa: F401
@@ -32,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except TunescopeError as error:
+        from tunescope.console import error_lines
+
         error_lines(str(error))
         return error.exit_code
     except _Interrupted:

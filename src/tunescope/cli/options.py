@@ -1,11 +1,9 @@
 """Arguments and options that several verbs share, and the one way results are printed as JSON."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-
-from tunescope.console import Mode
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,7 +12,8 @@ app = typer.Typer(
     help="Quality, drift and serving cost of fine-tuning.",
 )
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or a built-in name (quickstart, pilot, lora_vs_full).")]
+Mode = Literal["auto", "live", "plain", "none"]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or a built-in name (quickstart, lora_vs_full ...).")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the study file; repeatable.")]
 KindOption = Annotated[list[str] | None, typer.Option("--kind", help="Only steps of this kind (and what they need); repeatable.")]
 OnlyOption = Annotated[

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tunescope.console import talk
 from tunescope.errors import PrerequisiteError
-from tunescope.run.session import Session
 
 from .options import JsonOption, OnlyOption, SetOption, StudyArgument, app, print_json
 
@@ -16,6 +14,7 @@ from .options import JsonOption, OnlyOption, SetOption, StudyArgument, app, prin
 def report(study: StudyArgument, overrides: SetOption = None) -> None:
     """Compute statistics, figures and the report from whatever is finished."""
     from tunescope.run.reporting import build_report
+    from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
     states = session.states()
@@ -32,6 +31,8 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what can be recomputed and compare: data, artefacts, a training run, baselines."""
+    from tunescope.console import talk
+    from tunescope.run.session import Session
     from tunescope.run.validate import validate as check_all
 
     session = Session.open(study, overrides or ())
@@ -49,14 +50,17 @@ def export(
     study: StudyArgument,
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     merged: Annotated[bool, typer.Option("--merged", help="Also write adapters merged into the base model.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Write the search as W&B sweep files instead, one per task and method.")] = False,
     only: OnlyOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write trained adapters and models as Hugging Face folders."""
-    from tunescope.run.export import export_models
+    """Write trained adapters and models as Hugging Face folders, or the search as W&B sweeps."""
+    from tunescope.run.export import export_models, export_sweeps
+    from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
-    for path in export_models(session, out, only or (), merged=merged):
+    written = export_sweeps(session, out, study, overrides or ()) if sweep else export_models(session, out, only or (), merged=merged)
+    for path in written:
         print(path)
 
 
@@ -65,6 +69,9 @@ def clean(
     study: StudyArgument, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, overrides: SetOption = None
 ) -> None:
     """Remove superseded results (attic) and checkpoints of finished steps."""
+    from tunescope.console import talk
+    from tunescope.run.session import Session
+
     session = Session.open(study, overrides or ())
     folders = [p for p in [session.store.attic(), *session.store.checkpoints()] if p.exists()]
     if not folders:

@@ -1,16 +1,10 @@
-"""Verbs of a run: run, status, show, and run-step, which executors call."""
+"""Verbs of a run: run, search, status, show, and run-step, which executors call."""
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from tunescope.console import Mode, counts, duration, open_display, status_lines, tail, talk
-from tunescope.run.driver import Policy
-from tunescope.run.selection import Chosen, Selection, select, step_named
-from tunescope.run.session import Session
-from tunescope.run.state import StepState
 
 from .options import (
     DisplayOption,
@@ -18,6 +12,7 @@ from .options import (
     KindOption,
     MachineOption,
     MethodOption,
+    Mode,
     OnlyOption,
     PhaseOption,
     SeedOption,
@@ -27,6 +22,12 @@ from .options import (
     app,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from tunescope.run.driver import Policy
+    from tunescope.run.selection import Chosen
+    from tunescope.run.session import Session
+    from tunescope.run.state import StepState
 
 
 @app.command()
@@ -42,15 +43,21 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed steps again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start nothing new after a failure.")] = False,
+    executor: Annotated[str | None, typer.Option(metavar="local|ray|slurm", help="Where steps run; default: the study's.")] = None,
     display: DisplayOption = "auto",
     overrides: SetOption = None,
 ) -> None:
     """Run the study, or the chosen steps and what they need; resumes by itself, and ends with the report."""
+    from tunescope.console import talk
+    from tunescope.run.driver import Policy
+    from tunescope.run.selection import Selection, select
+    from tunescope.run.session import Session
+
     selection = Selection(kind or (), only or (), task or (), method or (), seed or (), phase, machine)
-    session = Session.open(study, overrides or ())
+    session = Session.open(study, [*(overrides or ()), *([f"execution.executor={executor}"] if executor else [])])
     chosen = select(session.plan, selection)
     execution = session.execution
-    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast)
+    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed, fail_fast, execution.retry_budget)
     states = _run_steps(session, chosen, policy, jobs, display)
     undone = [states[i] for i in states if i in chosen.named and states[i].status != "done"]
     for state in undone:
@@ -61,13 +68,45 @@ def run(
         raise typer.Exit(1)
 
 
-def _run_steps(session: Session, chosen: Chosen, policy: Policy, jobs: int | None, mode: Mode) -> dict[str, StepState]:
+@app.command()
+def search(
+    study: StudyArgument,
+    task: Annotated[str, typer.Option("--task", help="The task.")],
+    method: Annotated[str, typer.Option("--method", help="The method.")],
+    learning_rate: Annotated[float, typer.Option("--learning_rate", "--learning-rate", help="A learning rate of the method's grid.")],
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="A batch size of the task's grid.")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps at once.")] = None,
+    display: DisplayOption = "auto",
+    overrides: SetOption = None,
+) -> None:
+    """Run one setting of the search, and what it needs: what an agent of an exported W&B sweep calls."""
+    from tunescope.console import talk
+    from tunescope.run.driver import Policy
+    from tunescope.run.selection import Selection, select
+    from tunescope.run.session import Session
+    from tunescope.study.sweep import search_step
+
+    session = Session.open(study, overrides or ())
+    step = search_step(session.plan, task, method, learning_rate, batch_size)
+    execution = session.execution
+    policy = Policy(execution.retries, execution.step_timeout_s, retry_failed=True)
+    state = _run_steps(session, select(session.plan, Selection(only=(step.id,))), policy, jobs, display)[step.id]
+    if state.finished is None or state.status != "done":
+        talk.print(f"{state.status:<8}{step.id}  {state.why}", markup=False)
+        raise typer.Exit(1)
+    print(f"selection_loss: {state.finished.metric('selection_loss', 'selection'):.6g}")
+
+
+def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int | None, mode: Mode) -> "dict[str, StepState]":
     """Run what is to be run, with a display and a summary."""
+    from tunescope.console import counts, duration, open_display, talk
+
+    session.prepare(chosen)
     started, before = time.monotonic(), session.states()
-    slots = session.slots(jobs)
-    screen = open_display(mode, chosen, before, slots)
+    executor = session.executor(jobs)
+    screen = open_display(mode, chosen, before, executor.capacity)
     try:
-        states = session.run(chosen, screen, policy, slots)
+        states = session.run(chosen, screen, policy, executor)
     finally:
         screen.close()
     if all(_finish_time(states[i]) == _finish_time(before[i]) is not None for i in chosen.run):
@@ -77,11 +116,11 @@ def _run_steps(session: Session, chosen: Chosen, policy: Policy, jobs: int | Non
     return states
 
 
-def _finish_time(state: StepState) -> float | None:
+def _finish_time(state: "StepState") -> float | None:
     return state.finished.result["finished"] if state.finished else None
 
 
-def _missing_reason(state: StepState, chosen: Chosen, session: Session) -> str:
+def _missing_reason(state: "StepState", chosen: "Chosen", session: "Session") -> str:
     """Why a step is not done; for needs that belong elsewhere, where they come from."""
     step = state.step
     foreign = sorted(i for i in (*step.needs, *step.selects_from) if i not in chosen.run and not session.store.result(i)[0])
@@ -92,8 +131,9 @@ def _missing_reason(state: StepState, chosen: Chosen, session: Session) -> str:
     return f"{state.why}. {len(foreign)} needed results come from {where}: run that, or copy its folders to {folder}"
 
 
-def _report(session: Session, states: dict[str, StepState]) -> None:
+def _report(session: "Session", states: "dict[str, StepState]") -> None:
     """Build the report unless it is current; its path is the last line of stdout."""
+    from tunescope.console import talk
     from tunescope.run.reporting import build_report, current_report
 
     path = current_report(session.file, session.store, states)
@@ -114,11 +154,19 @@ def status(
     task: TaskOption = None,
     phase: PhaseOption = None,
     machine: MachineOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until nothing is left to do.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is done, stale (and why), running, failed, blocked or to do; and the red flags."""
+    from tunescope.console import status_lines, watch_status
+    from tunescope.run.selection import Selection, select
+    from tunescope.run.session import Session
+
     session = Session.open(study, overrides or ())
     chosen = select(session.plan, Selection(kind or (), only or (), task or (), (), (), phase, machine))
+    if watch and not as_json:
+        watch_status(session.states, chosen.named)
+        return
     states = session.states()
     if as_json:
         rows = [_state_row(s) for i, s in states.items() if i in chosen.named]
@@ -127,7 +175,7 @@ def status(
     print("\n".join(status_lines(states, chosen.named)))
 
 
-def _state_row(state: StepState) -> dict[str, Any]:
+def _state_row(state: "StepState") -> dict[str, Any]:
     result = state.finished.result if state.finished else {}
     return {
         "id": state.step.id, "status": state.status, "why": state.why, "changes": list(state.changes), "fingerprint": state.fingerprint,
@@ -144,7 +192,10 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one step: state and why, inputs, numbers, log, and the command that runs it again."""
+    from tunescope.console import tail
     from tunescope.run.details import detail_lines, details
+    from tunescope.run.selection import step_named
+    from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
     found = details(session, step_named(session.plan, step).id, study, overrides or ())

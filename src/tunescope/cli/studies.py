@@ -5,9 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunescope.console import check_lines, talk
 from tunescope.errors import StudyError
-from tunescope.run.session import Session
 
 from .options import JsonOption, MethodOption, SetOption, StudyArgument, TaskOption, app, print_json
 
@@ -18,6 +16,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to edit."""
+    from tunescope.console import talk
     from tunescope.study.load import find_study
 
     if out.exists():
@@ -41,6 +40,8 @@ def check(
 ) -> None:
     """Check that training and every kind of step work here, by small real runs: PASS, FAIL or SKIP a line."""
     from tunescope.checks.runner import run_checks
+    from tunescope.console import check_lines, talk
+    from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
     found = []
@@ -55,16 +56,24 @@ def check(
 
 
 @app.command()
-def plan(study: StudyArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show every step: phases, machines, counts, needs, rough cost."""
+def plan(
+    study: StudyArgument,
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME); its spreads replace assumed ones.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every step: phases, machines, counts, needs, rough cost; the registered plan and its power."""
+    from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
+    from tunescope.run.session import Session
     from tunescope.study.outline import cost, graph
 
     session = Session.open(study, overrides or ())
     if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan)})
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan), **design(session.plan, session.store, pilot)})
         return
     print("\n".join([f"{session.file.study.name}: {len(session.plan.steps)} steps", "", *graph(session.plan), "", *cost(session.plan)]))
+    print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 
 
 @app.command()
@@ -78,7 +87,9 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the task data (also done by `run` when needed)."""
+    from tunescope.console import talk
     from tunescope.run.preparation import prepare_data
+    from tunescope.run.session import Session
 
     extra = [f"data.source={source}"] if source else []
     extra += [f"execution.paths.files={files}"] if files else []

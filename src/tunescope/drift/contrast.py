@@ -104,3 +104,14 @@ def summary(values: Array) -> dict[str, Any]:
     sd = float(values.std(ddof=1))
     half = float(stats.t.ppf((1 + INTERVAL_LEVEL) / 2, n - 1)) * sd / np.sqrt(n)
     return {"n": n, "mean": mean, "sd": sd, "interval": [float(mean - half), float(mean + half)], "level": INTERVAL_LEVEL}
+
+
+def thirds(profile: Array) -> tuple[Array, Array]:
+    """Early and late layers: the first and last third of layers 1..L (at least one layer each)."""
+    size = max(1, len(profile) // 3)
+    return profile[:size], profile[-size:]
+
+
+def critical_layers(profile: Array) -> list[int]:
+    """Layers (1..L) whose mean drift exceeds the mean over layers by more than one sd over layers."""
+    return [int(k) + 1 for k in np.flatnonzero(profile > profile.mean() + profile.std())]

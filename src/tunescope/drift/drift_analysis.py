@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunescope.drift.contrast import BAND_LEVEL, max_statistic, paired, simultaneous_band, summary
+from tunescope.drift.contrast import BAND_LEVEL, critical_layers, max_statistic, paired, simultaneous_band, summary, thirds
 from tunescope.drift.crosscheck import BaseProbe, find_base_probe, step_zero_drift
 from tunescope.drift.gram import Array
 from tunescope.drift.noise import run_base_probe
@@ -120,12 +120,6 @@ def _chance_z(plain: Array, chance: Array, sd: Array) -> list[float | None]:
     return [float((p - c) / s) if s > 0 else None for p, c, s in zip(plain, chance, sd, strict=True)]
 
 
-def thirds(profile: Array) -> tuple[Array, Array]:
-    """Early and late layers: the first and last third of layers 1..L (at least one layer each)."""
-    size = max(1, len(profile) // 3)
-    return profile[:size], profile[-size:]
-
-
 def _method_row(runs: list[DriftRun], saturated: float) -> dict[str, Any]:
     profiles = np.array([run.profile() for run in runs])
     mean = profiles.mean(axis=0)
@@ -139,11 +133,6 @@ def _method_row(runs: list[DriftRun], saturated: float) -> dict[str, Any]:
         "late": float(late.mean()),
         "critical_layers": critical_layers(mean),
     }
-
-
-def critical_layers(profile: Array) -> list[int]:
-    """Layers (1..L) whose mean drift exceeds the mean over layers by more than one sd over layers."""
-    return [int(k) + 1 for k in np.flatnonzero(profile > profile.mean() + profile.std())]
 
 
 def layer_contrast(candidate: dict[int, DriftRun], reference: dict[int, DriftRun]) -> list[dict[str, Any]]:

@@ -74,6 +74,12 @@ MEASURES: dict[str, Measure] = {
             "bits",
         ),
         Measure("mlp_cosine", "mean over examples of the raw cosine of MLP activations at the last prompt token", -1, 1, False, ROWS),
+        Measure("mlp_displacement", "mean over examples of |y - x| / |x| of the same activations", 0, INF, True, ROWS),
+        Measure("text_nll", "mean negative log-likelihood of a held-out text's tokens", 0, INF, None, (), "nats/token"),
+        Measure("text_perplexity", "exp of text_nll", 1, INF, None, ()),
+        Measure(
+            "forgetting", "text_nll minus the base's, the log ratio of perplexities; may be negative", -INF, INF, True, (), "nats/token"
+        ),
     )
 }
 """`rotation` of row-wise measures means one rotation of both sides; of kernel measures, of either side."""

@@ -1,13 +1,20 @@
 """Drift at equal quality: methods differ in learning rate, so equal steps are not equal progress."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from tunescope.drift.runs import DriftRun
+
+class Progress(Protocol):
+    """A training run as far as it got: selection losses by evaluated step, and mean drift over layers by probed step."""
+
+    def selection_losses(self) -> dict[int, float]: ...
+
+    def series(self) -> dict[int, float]: ...
 
 
-def equal_quality(candidate: dict[int, DriftRun], reference: dict[int, DriftRun]) -> list[dict[str, Any]]:
+def equal_quality(candidate: Mapping[int, Progress], reference: Mapping[int, Progress]) -> list[dict[str, Any]]:
     """Per shared seed, both methods' drift when each first reached the weaker method's best selection loss.
 
     Steps and drift are interpolated linearly between evaluations. Seeds without recorded selection losses are left out.

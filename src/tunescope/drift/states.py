@@ -23,8 +23,9 @@ CONVENTION = (
 class ProbeStates:
     """What one probe of one model keeps: (n, d) fp32 arrays per (layer, pooling), examples in probe order.
 
-    `extras` holds what is not pooled over all examples: `tokens.{k}` (m, d) token states of the first examples,
-    `log_probs` (n, vocabulary) after the prompt, `attention.{k}` (m, heads, length) and `mlp.{k}` (m, width).
+    `extras` holds what is not pooled over all examples: `tokens.{k}` (m, d) token states spread over all examples,
+    `log_probs` (n, vocabulary) after the prompt, `text_nll` (tokens,) of the held-out text,
+    `attention.{k}` (m, heads, length) and `mlp.{k}` (m, width).
     """
 
     layers: dict[tuple[int, str], Array]

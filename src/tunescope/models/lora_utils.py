@@ -1,5 +1,6 @@
 """PEFT adapters: put one on, take it off, merge it, and measure what it did to the weights."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -120,6 +122,37 @@ def tensor_sha256(tensors: dict[str, torch.Tensor]) -> str:
 def base_sha256(model: nn.Module) -> str:
     """SHA-256 of the base weights, the same with and without an adapter on them."""
     return tensor_sha256(dict(frozen_parameters(model)))
+
+
+def start_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """A copy of a fresh adapter whose start rewrote the base weights, on the CPU, by the names an adapter file uses.
+
+    Raises:
+        StudyError: only plain LoRA layers of one rank can be turned back into an adapter of the untouched base.
+    """
+    config: Any = model.peft_config["default"]
+    odd = [name for name in ("use_dora", "rank_pattern", "alpha_pattern") if getattr(config, name, None)]
+    if not any(_lora_layers(model)) or odd:
+        what = f"with {', '.join(odd)}" if odd else "of this PEFT type"
+        raise StudyError(f"adapter: an adapter {what} that rewrites the base weights at its start cannot be kept apart from them")
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def save_as_update(model: PeftModel, start: dict[str, torch.Tensor], folder: Path) -> None:
+    """Save an adapter whose start rewrote the base (PiSSA, OLoRA) as a plain LoRA of twice the rank on the untouched base.
+
+    W + s·(B·A − B0·A0) = W + s·[B, −B0]·[A; A0], where A0 and B0 are what the start took out of W (Meng et al. 2024, PiSSA, appendix C).
+    """
+    config: Any = copy.deepcopy(model.peft_config["default"])
+    config.lora_alpha = config.lora_alpha * (math.sqrt(2) if config.use_rslora else 2)  # keeps the scaling at twice the rank
+    config.r, config.init_lora_weights, config.inference_mode = 2 * config.r, True, True
+    joined = {}
+    for name, tensor in get_peft_model_state_dict(model).items():
+        learned, first = tensor.detach().float().cpu(), start[name]
+        joined[name] = torch.cat([learned, first], 0) if "lora_A" in name else torch.cat([learned, -first], 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(joined, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
 
 
 def adapter_norms(model: nn.Module) -> dict[str, float]:

@@ -143,7 +143,8 @@ def save(chart: Chart, folder: Path) -> Chart:
     """Write `<name>.svg`, `.pdf` and `.png`, without dates; returns the chart with its SVG text."""
     figure = chart.figure
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is settled: each further save need not solve it again
+    with rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # the layout is settled; any engine left, "none" too, makes each save draw twice
     text = StringIO()
     facts = {"Title": chart.title, "Description": f"{chart.alt} Steps: {', '.join(chart.steps)}"}
     figure.savefig(text, format="svg", metadata={**facts, "Date": None, "Creator": "tunescope"})

@@ -15,6 +15,7 @@ FIGURES: dict[str, Callable[[Material], Chart]] = {
     "drift_evolution": figures_drift.evolution,
     "drift_heatmap": figures_drift.heatmap,
     "layer_profiles": figures_drift.layer_profiles,
+    "layer_differences": figures_drift.layer_differences,
     "frontier": figures_runs.frontier,
     "correlations": figures_runs.correlations,
     "overhead": figures_serving.overhead,

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import MUTED, Chart, Material, NoData, legend_below, panels
-from .wording import decimals, number, task_name
+from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, panels
+from .wording import decimals, number, p_value, task_name
 
 MEASURE = "cka_drift_debiased"
 
@@ -145,6 +145,48 @@ def layer_profiles(material: Material) -> Chart:
         "against itself under another batch size, padding side or precision."
     )
     return Chart("layer_profiles", "Drift by layer", caption, f"{'; '.join(said)}.", tuple(sorted(used)), figure)
+
+
+def layer_differences(material: Material) -> Chart:
+    """Candidate minus reference by layer with the simultaneous band, as the findings' table gives them."""
+    entry = material.findings.statistics.get("drift_layers")
+    if not entry or not entry["rows"]:
+        raise NoData("no seed has drift records of both methods")
+    frame = pd.DataFrame(entry["rows"], columns=entry["columns"])
+    low, high, p = frame.columns[-3:]
+    spec = material.study.analysis
+    tasks = _tasks(material, frame)
+    figure, axes = panels([task_name(t) for t in tasks], height=2.4, sharey=True)
+    said = []
+    for ax, task in zip(axes, tasks, strict=True):
+        mine = frame[frame.task == task]
+        ax.axhline(0, color=INK, lw=0.8)
+        ax.fill_between(
+            mine.layer, mine[low].astype(float), mine[high].astype(float), color=PALETTE[2], alpha=0.2, lw=0, label=f"{low[:-4]} band"
+        )
+        ax.plot(
+            mine.layer, mine.difference, color=PALETTE[2], marker="D", ms=3.5, label=f"{spec.candidate_method} − {spec.reference_method}"
+        )
+        ax.set_xlabel("layer")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        furthest = mine.loc[mine.difference.abs().idxmax()]
+        said.append(
+            f"{task_name(task)} {decimals(furthest.difference)} in layer {int(furthest.layer)}, smallest p {p_value(mine[p].min())}"
+        )
+    axes[0].set_ylabel("difference in drift")
+    legend_below(figure, axes)
+    caption = (
+        f"{spec.candidate_method} minus {spec.reference_method} at the scored checkpoint, mean over paired seeds; the band holds on all "
+        "layers of a task at once. Below zero the first drifts less."
+    )
+    return Chart(
+        "layer_differences",
+        "Difference in drift by layer",
+        caption,
+        f"Largest difference: {'; '.join(said)}.",
+        tuple(entry["steps"]),
+        figure,
+    )
 
 
 def _noise_floors(material: Material) -> dict[str, tuple[float, str]]:

@@ -45,7 +45,7 @@ def frontier(material: Material) -> Chart:
         counts = best.method.value_counts()
         said.append(f"{task_name(task)}: not dominated " + ", ".join(f"{counts[m]} of {m}" for m in material.methods if m in counts))
     axes[0].set_ylabel("selection loss (nats/token)")
-    legend_below(figure, axes, 6)
+    legend_below(figure, axes, 3)
     caption = (
         "All runs; lower left is better on both. Filled: final runs; open: search runs; ringed: the search run whose "
         "setting was selected; dashed: runs that no other run beats on both."

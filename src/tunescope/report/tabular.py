@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -37,12 +38,12 @@ class Table:
     def steps(self) -> list[str]:
         return sorted({s for row in self.rows for s in row.steps})
 
-    @property
+    @cached_property
     def one_source(self) -> bool:
         """Whether all rows come from the same steps, which then stand in the caption."""
         return len({row.steps for row in self.rows}) == 1
 
-    @property
+    @cached_property
     def long(self) -> frozenset[str]:
         """Columns with sentences in them."""
         return frozenset(c for k, c in enumerate(self.columns) if any(len(row.cells[k]) > 26 for row in self.rows))

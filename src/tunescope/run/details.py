@@ -2,9 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .session import Session
+from .state import StepState
 
 OUTPUT_LINES = 30
 
@@ -15,8 +17,6 @@ def details(session: Session, step_id: str, study: str, overrides: Sequence[str]
     folder = session.store.folder(step_id)
     result = session.store.result(step_id)[0]
     log = folder / "log.txt"
-    settings = " ".join(f"--set {shlex.quote(item)}" for item in overrides)
-    retry = " --retry-failed" if state.status == "failed" else ""
     return {
         "id": step_id,
         "status": state.status,
@@ -31,8 +31,16 @@ def details(session: Session, step_id: str, study: str, overrides: Sequence[str]
         "result": result.result if result else None,
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else [],
         "log": log.read_text(errors="replace").splitlines() if log.exists() else [],
-        "command": " ".join(filter(None, [f"tunescope run {shlex.quote(study)} --only {shlex.quote(step_id)}{retry}", settings])),
+        "command": _command(state, folder, study, overrides),
     }
+
+
+def _command(state: StepState, folder: Path, study: str, overrides: Sequence[str]) -> str:
+    """The command that runs the step again; a finished one must lose its result first (its dependents stay when the content comes back)."""
+    parts = ["tunescope", "run", study, "--only", state.step.id, *(["--retry-failed"] if state.status == "failed" else [])]
+    parts += [part for item in overrides for part in ("--set", item)]
+    forget = f"rm {shlex.quote(str(folder / 'result.json'))} && " if state.status == "done" else ""
+    return forget + shlex.join(parts)
 
 
 def detail_lines(found: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The loop that takes a plan to its end: start what is ready, watch, retry, and say what happened."""
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from tunescope.study.outline import seconds
 from tunescope.study.plan import Plan, Step
 
 from .local import PLAIN_START, Ended, Executor
+from .registration import register
 from .selection import Chosen
-from .state import DataCheck, States, StepState, survey
+from .state import DataCheck, States, StepState, Surveyor, survey
 from .store import Launch, StepRecord, Store
 from .worker import TAKEN
 
+MEMORY = ("OutOfMemoryError", "MemoryError")
+"""Failures that having the machine to itself may cure."""
 LOOK_S = 2.0
 """How often folders are looked at while only other drivers' steps run."""
 
@@ -39,6 +43,8 @@ class Policy:
     timeout_s: float | None = None
     retry_failed: bool = False
     fail_fast: bool = False
+    retry_budget: int = 20
+    """Retries of the whole run: on a broken machine every step fails, and trying each of them again helps nobody."""
 
 
 @dataclass
@@ -56,17 +62,24 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     started: dict[str, float] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    overdue: set[str] = field(default_factory=set)
+    """Running steps that were stopped at their time limit."""
+    accompanied: set[str] = field(default_factory=set)
+    """Steps that had company in their last attempt."""
+    alone: set[str] = field(default_factory=set)
+    """Steps that ran out of memory in company: they are tried again with nothing beside them."""
+    retried: int = 0
     stopping: bool = False
 
     def run(self) -> dict[str, StepState]:
-        """Work until nothing more can be done; returns the last states."""
+        """Work until nothing more can be done; returns the last states, from files looked at anew."""
         try:
             states = self._forgive(self.survey())
             looked = self.clock()
             while True:
                 contended = self._start_ready(states)
                 if not self.started and not contended and not self._elsewhere(states):
-                    return states
+                    return survey(self.plan, Store(self.store.root), self.data_check)
                 self._end_overdue()
                 ended = self.executor.poll(0.25)
                 if ended or contended or self.clock() - looked > LOOK_S:
@@ -76,7 +89,11 @@ class Driver:
             self.executor.close()
 
     def survey(self) -> dict[str, StepState]:
-        return survey(self.plan, self.store, self.data_check)
+        return self._surveyor.survey()
+
+    @cached_property
+    def _surveyor(self) -> Surveyor:
+        return Surveyor(self.plan, self.store, self.data_check)
 
     def _forgive(self, states: States) -> dict[str, StepState]:
         """Try again what lacked a prerequisite, and on request what failed."""
@@ -89,7 +106,7 @@ class Driver:
     def _start_ready(self, states: States) -> bool:
         """Fill free slots; returns whether another driver was faster with a step (then the folders must be looked at again)."""
         ready = [s for s in states.values() if s.ready and s.step.id in self.chosen.run and s.step.id not in self.started]
-        ready.sort(key=lambda s: (s.step.kind in PLAIN_START, -self.rank[s.step.id]))
+        ready.sort(key=lambda s: (self._exclusive(s.step), -self.rank[s.step.id]))
         contended = False
         for state in ready:
             if self.stopping or not self._room(state.step):
@@ -98,10 +115,16 @@ class Driver:
         return contended
 
     def _room(self, step: Step) -> bool:
-        """A serve step measures time, so nothing runs beside it."""
-        if any(self.plan[i].kind in PLAIN_START for i in self.started):
+        """Whether a step may start now. Smaller ones do not overtake a step that waits for memory: it would wait for ever."""
+        if any(self._exclusive(self.plan[i]) for i in self.started):
             return False
-        return not self.started if step.kind in PLAIN_START else len(self.started) < self.executor.capacity
+        if self._exclusive(step):
+            return not self.started
+        return len(self.started) < self.executor.capacity and self.executor.fits(step.id)
+
+    def _exclusive(self, step: Step) -> bool:
+        """A serve step measures time, so nothing runs beside it; nor beside a step that ran out of memory in company."""
+        return step.kind in PLAIN_START or step.id in self.alone
 
     @cached_property
     def rank(self) -> dict[str, float]:
@@ -120,15 +143,20 @@ class Driver:
             study=self.plan.study.name, id=step.id, kind=step.kind, phase=step.phase, inputs=state.inputs.model_dump(mode="json"),
             upstream=dict(state.upstream), fingerprint=state.fingerprint, launch=self.launch,
         )  # fmt: skip
-        if state.status == "stale":
-            self.display.note(f"{step.id}: stale ({state.why}); the old result moves to the attic")
-        elif state.why:
-            self.display.note(f"{step.id}: {state.why}")
-        folder = self.store.prepare(record)
+        folder = self.store.prepare(record, again=state.again)
         if folder is None:
             return False
+        if step.role == "final":
+            register(self.plan.study, self.store, step.id)
+        if state.status == "stale":
+            self.display.note(f"{step.id}: stale ({state.why}); the old result moved to the attic")
+        elif state.why:
+            self.display.note(f"{step.id}: {state.why}")
         self.executor.submit(step.id, step.kind, folder)
         self.started[step.id] = self.clock()
+        self.accompanied.discard(step.id)
+        if len(self.started) > 1:
+            self.accompanied |= self.started.keys()
         self.attempts[step.id] = self.attempts.get(step.id, 0) + 1
         self.display.started(step)
         return True
@@ -140,7 +168,7 @@ class Driver:
             if item.code == TAKEN:
                 self.attempts[item.step_id] -= 1
             elif self._result_missing(item.step_id) and not self._retry(item):
-                self._record_crash(item, took[item.step_id])
+                self._record_crash(item)
         states = self.survey()
         for step_id, duration in took.items():
             state = states[step_id]
@@ -155,37 +183,49 @@ class Driver:
         return result is None or record is None or result.result["fingerprint"] != record.fingerprint
 
     def _retry(self, item: Ended) -> bool:
-        """Try again after a crash or an unexpected error; a user error would only come again."""
+        """Try again after a crash, an unexpected error or the time limit; a user error would only come again, as would a lack of memory
+        with nothing beside."""
         failure = self.store.failure(item.step_id)
+        memory = failure is not None and failure.type in MEMORY
         if (failure and not failure.retryable) or self.attempts[item.step_id] > self.policy.retries:
             return False
+        if (memory and item.step_id not in self.accompanied) or self.retried >= self.policy.retry_budget:
+            return False
+        if (memory or item.code == -signal.SIGKILL) and item.step_id in self.accompanied - self.overdue:
+            self.alone.add(item.step_id)
         self.store.forget_failure(item.step_id)
-        self.display.note(f"{item.step_id}: {failure.message if failure else _ending(item.code)}; trying again")
+        how = "trying again with nothing beside it" if item.step_id in self.alone else "trying again"
+        self.display.note(f"{item.step_id}: {failure.message if failure else self._ending(item)}; {how}")
+        self.retried += 1
+        self.overdue.discard(item.step_id)
         return True
 
-    def _record_crash(self, item: Ended, seconds_run: float) -> None:
+    def _record_crash(self, item: Ended) -> None:
         """A worker that could not write its own error.json."""
         record = self.store.record(item.step_id)
         if record is None or self.store.failure(item.step_id):
             return
-        limit = self.policy.timeout_s
-        if limit and seconds_run > limit:
-            self.store.fail(record, "Timeout", f"stopped after {limit:g} s (execution.step_timeout_s)")
-        else:
-            self.store.fail(record, "Crash", f"{_ending(item.code)}; see {self.store.folder(item.step_id) / 'log.txt'}")
+        kind = "Timeout" if item.step_id in self.overdue else "Crash"
+        spent = f"; the run's {self.policy.retry_budget} retries are spent" if self.retried >= self.policy.retry_budget > 0 else ""
+        self.store.fail(record, kind, f"{self._ending(item)}; see {self.store.folder(item.step_id) / 'log.txt'}{spent}")
+
+    def _ending(self, item: Ended) -> str:
+        """How a worker ended, in words."""
+        if item.step_id in self.overdue:
+            return f"stopped after {self.policy.timeout_s:g} s (execution.step_timeout_s)"
+        if item.code == -signal.SIGKILL:
+            return "the worker was killed (signal 9; often: out of memory)"
+        return f"the worker died of signal {-item.code}" if item.code < 0 else f"the worker ended with exit code {item.code} and no result"
 
     def _end_overdue(self) -> None:
         limit = self.policy.timeout_s
         for step_id, since in self.started.items():
-            if limit and self.clock() - since > limit:
+            if limit and self.executor.waiting(step_id):
+                self.started[step_id] = self.clock()
+            elif limit and step_id not in self.overdue and self.clock() - since > limit:
+                self.overdue.add(step_id)
                 self.executor.cancel(step_id)
 
     def _elsewhere(self, states: States) -> bool:
         """Whether another driver is at a step that ours need."""
         return not self.stopping and any(states[i].status == "running" for i in self.chosen.needed)
-
-
-def _ending(code: int) -> str:
-    if code == -9:
-        return "the worker was killed (signal 9; often: out of memory)"
-    return f"the worker died of signal {-code}" if code < 0 else f"the worker ended with exit code {code} and no result"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 
 from tunescope.errors import PrerequisiteError
 
@@ -30,6 +31,7 @@ def worker_environment(threads: int, device: str, gpu: int | str | None = None) 
         values["CUDA_VISIBLE_DEVICES"] = ""
     elif gpu is not None:
         values["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi, whose indices these are; CUDA's own puts the fastest first
     return values
 
 
@@ -53,7 +55,8 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip() not in ("", "-1")]
-    return [str(i) for i in range(len(gpu_lines("index")))]
+    count = len(gpu_lines("index")) or len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers lack the tool
+    return [str(i) for i in range(count)]
 
 
 def gpu_lines(query: str) -> list[str]:
@@ -80,7 +83,7 @@ def choose_device(wanted: str) -> str:
     if visible_gpus() and not cpu_build:
         return "cuda"
     if wanted == "cuda":
-        reason = "the installed torch is a CPU build" if cpu_build else "nvidia-smi lists no GPU"
+        reason = "the installed torch is a CPU build" if cpu_build else "there is no GPU"
         raise PrerequisiteError(f"execution.device is cuda, but {reason}: install a CUDA build of torch, or use execution.device=cpu")
     return "cpu"
 

@@ -1,4 +1,4 @@
-"""Write what training kept as plain Hugging Face folders."""
+"""Write what training kept as plain Hugging Face folders, and the search as W&B sweep files."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.study.inputs import TrainInputs
+from tunescope.study.sweep import sweeps
 
 from .files import read_json
 from .selection import Selection, select
@@ -37,6 +38,27 @@ def export_models(session: Session, out: Path, only: Sequence[str] = (), *, merg
         yield _copy(kept, target)
         if merged and kept.name == "adapter":
             yield _merge(session, step.inputs, kept, target.with_name(target.name + "-merged"))
+
+
+def export_sweeps(session: Session, out: Path, study: str, overrides: Sequence[str] = ()) -> Iterator[Path]:
+    """Write one W&B sweep file per task and method to `<out>/<task>-<method>.yaml`; `wandb sweep FILE` takes it.
+
+    Yields:
+        Each file written.
+
+    Raises:
+        StudyError: nothing is searched.
+        PrerequisiteError: a file that exists.
+    """
+    import yaml
+
+    for name, config in sweeps(session.file, session.plan, study, overrides).items():
+        target = out / name
+        if target.exists():
+            raise PrerequisiteError(f"{target} exists; export to another folder, or delete it first")
+        out.mkdir(parents=True, exist_ok=True)
+        target.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000), encoding="utf-8")
+        yield target
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -1,22 +1,42 @@
 """Files that survive a kill: written under a temporary name, flushed to disk, renamed."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp"
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def unwritable(error: OSError) -> str | None:
+    """What to tell the user when the disk, not the program, refused a write; None for any other error."""
+    if error.errno not in _UNWRITABLE:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror}: nothing more can be written there; free space or allow writing, then run again (finished steps are kept)"
+    )
+
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file in one step; after a crash it holds the old text or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk the half that was written is in the way
+        raise
     if durable:
         _sync_folder(path.parent)
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 from .files import read_json, write_json
 
 HEARTBEAT_S = 1.0
 FOREIGN_LIMIT_S = 60.0
-"""A heartbeat of another host older than this is dead. Generous, because clocks of hosts differ."""
+"""A heartbeat of another host further than this from our clock looks dead. Clocks differ and jump, so nobody is replaced on that alone:"""
+SILENCE_S = 10.0
+"""… its heartbeat must also stand still for this long while we watch (`Store.prepare`)."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,23 @@ class Process:
     host: str
     pid: int
     started: float
+    """Seconds from boot to its start (Linux), which no change of the clock moves; elsewhere Unix time."""
 
     @classmethod
     def current(cls) -> "Process":
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """A process of this host.
+
+        Raises:
+            ProcessLookupError: there is none of that number.
+        """
+        started = _started(pid)
+        if started is None:
+            raise ProcessLookupError(f"no process {pid}")
+        return cls(socket.gethostname(), pid, started)
 
     @classmethod
     def parse(cls, text: str) -> "Process":
@@ -46,11 +60,32 @@ class Process:
 
     def alive(self) -> bool:
         """Whether it runs on this host (a zombie does not)."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        started = _started(self.pid)
+        return started is not None and abs(started - self.started) < 0.005  # half a kernel tick
+
+
+def _started(pid: int) -> float | None:
+    """When a process started; None when it is gone or a zombie.
+
+    Straight from the kernel: psutil adds the boot time, which it derives from the clock, so a corrected clock would make every
+    worker take its driver for dead.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
+    return None if fields[0] in (b"Z", b"X") else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _started_elsewhere(pid: int) -> float | None:
+    """The same where there is no /proc."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
 
 
 @dataclass(frozen=True)
@@ -66,14 +101,16 @@ class Lease:
     done: int = 0
     total: int = 0
     text: str = ""
+    place: str = ""
+    """Where on the host, e.g. `gpu 1`."""
 
     @property
     def process(self) -> Process:
         return Process(self.host, self.pid, self.started)
 
     def live(self) -> bool:
-        """By process on this host, by the age of the heartbeat elsewhere."""
-        return self.process.alive() if self.process.here else time.time() - self.beat < FOREIGN_LIMIT_S
+        """By process on this host, by the distance of the heartbeat from our clock elsewhere."""
+        return self.process.alive() if self.process.here else abs(time.time() - self.beat) < FOREIGN_LIMIT_S
 
 
 class Taken(Exception):
@@ -82,19 +119,24 @@ class Taken(Exception):
 
 def read_lease(folder: Path) -> Lease | None:
     """The lease of a folder when its worker lives."""
+    lease = last_lease(folder)
+    return lease if lease and lease.live() else None
+
+
+def last_lease(folder: Path) -> Lease | None:
+    """The lease of a folder, whether its worker lives or not."""
     value = read_json(folder / "lease.json")
     try:
-        lease = Lease(**value) if value else None
+        return Lease(**value) if value else None
     except TypeError:
         return None
-    return lease if lease and lease.live() else None
 
 
 class Heartbeat:
     """Writes lease.json about once a second and calls `orphaned` when the driver is gone."""
 
-    def __init__(self, folder: Path, driver: Process | None, orphaned: Callable[[], None]):
-        self._path = folder / "lease.json"
+    def __init__(self, folder: Path, driver: Process | None, orphaned: Callable[[], None], place: str = ""):
+        self._path, self._place = folder / "lease.json", place
         self._driver = driver if driver and driver.here else None
         self._orphaned = orphaned
         self._progress = (0, 0, "")
@@ -111,9 +153,12 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
+        """Return once the last heartbeat is written, however slow the disk: one that came later would claim a folder that is free."""
         self._stop.set()
-        self._thread.join(timeout=5)
-        self._path.unlink(missing_ok=True)
+        if self._thread.ident is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -126,13 +171,13 @@ class Heartbeat:
 
     def _beat(self) -> None:
         done, total, text = self._progress
-        lease = Lease(**asdict(self._process), since=self._since, beat=time.time(), done=done, total=total, text=text)
+        lease = Lease(**asdict(self._process), since=self._since, beat=time.time(), done=done, total=total, text=text, place=self._place)
         write_json(self._path, asdict(lease), durable=False)
 
 
 @contextlib.contextmanager
-def hold(folder: Path, driver: Process | None, orphaned: Callable[[], None]) -> Iterator[Heartbeat]:
-    """Hold the lease of a step folder.
+def hold(folder: Path, driver: Process | None, orphaned: Callable[[], None], place: str = "") -> Iterator[Heartbeat]:
+    """Hold the lease of a step folder; it is released only after the heartbeat has stopped.
 
     Raises:
         Taken: another live worker has it.
@@ -142,7 +187,7 @@ def hold(folder: Path, driver: Process | None, orphaned: Callable[[], None]) -> 
         lock.acquire()
     except Timeout as error:
         raise Taken(str(folder)) from error
-    heartbeat = Heartbeat(folder, driver, orphaned)
+    heartbeat = Heartbeat(folder, driver, orphaned, place)
     try:
         heartbeat.start()
         yield heartbeat

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -18,6 +18,8 @@ from typing import Protocol
 from tunescope.study.schema import Kind
 
 from .environment import environment, worker_environment
+from .gpus import GpuRoom
+from .launcher import start
 from .lease import Process
 from .worker import child_main
 
@@ -43,9 +45,16 @@ class Ended:
 class Executor(Protocol):
     """Where steps run. Knows nothing of plans and results."""
 
+    device: str
+    """`cpu` or `cuda`: what its workers compute on."""
+
     @property
     def capacity(self) -> int:
         """Steps that may run at once."""
+        ...
+
+    def fits(self, step_id: str) -> bool:
+        """Whether there is memory for one more step like this beside those that run."""
         ...
 
     def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
@@ -54,6 +63,10 @@ class Executor(Protocol):
 
     def poll(self, timeout_s: float) -> list[Ended]:
         """Workers that ended since the last call; waits up to `timeout_s` for one."""
+        ...
+
+    def waiting(self, step_id: str) -> bool:
+        """Whether a submitted step still waits for a machine (then no time limit runs)."""
         ...
 
     def cancel(self, step_id: str) -> None:
@@ -72,7 +85,7 @@ class LocalExecutor:
         jobs: steps at once.
         threads: threads of each worker.
         device: `cpu` or `cuda`; with CUDA workers are started plainly, because a forked process cannot use CUDA safely.
-        gpus: names for CUDA_VISIBLE_DEVICES, dealt to slots in turn.
+        gpus: which steps share which GPU; None on a CPU.
         context: how CPU workers are forked.
         log: file for what the fork server prints while it imports.
     """
@@ -82,38 +95,36 @@ class LocalExecutor:
         jobs: int,
         threads: int,
         device: str,
-        gpus: Sequence[str] = (),
+        gpus: GpuRoom | None = None,
         context: BaseContext | None = None,
         log: Path | None = None,
     ):
-        self._jobs, self._threads, self._device, self._gpus, self._log = jobs, threads, device, list(gpus), log
+        self._jobs, self._threads, self.device, self._gpus, self._log = jobs, threads, device, gpus, log
         self._context = context or multiprocessing.get_context("forkserver")
         self._driver = Process.current()
-        self._workers: dict[str, tuple[int, subprocess.Popen[bytes] | BaseProcess]] = {}
+        self._workers: dict[str, subprocess.Popen[bytes] | BaseProcess] = {}
         self._server_started = False
 
     @property
     def capacity(self) -> int:
         return self._jobs
 
-    def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
-        slot = min(set(range(self._jobs)) - {s for s, _ in self._workers.values()})
-        plain = self._device == "cuda" or kind in PLAIN_START
-        self._workers[step_id] = slot, self._plain(folder, slot) if plain else self._forked(folder)
+    def fits(self, step_id: str) -> bool:
+        return self._gpus is None or self._gpus.fits(step_id)
 
-    def _plain(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
-        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
-        variables = worker_environment(self._threads, self._device, gpu)
-        command = [sys.executable, "-m", "tunescope", "run-step", str(folder), "--driver", str(self._driver)]
-        with (folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                command, env={**os.environ, **variables}, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+    def submit(self, step_id: str, kind: Kind, folder: Path) -> None:
+        gpu = self._gpus.take(step_id) if self._gpus else None
+        plain = self.device == "cuda" or kind in PLAIN_START
+        self._workers[step_id] = self._plain(folder, gpu) if plain else self._forked(folder)
+
+    def _plain(self, folder: Path, gpu: str | None) -> subprocess.Popen[bytes]:
+        return start(folder, worker_environment(self._threads, self.device, gpu), self._driver)
 
     def _forked(self, folder: Path) -> BaseProcess:
         self._start_server()
         worker = self._context.Process(target=child_main, args=(folder, self._driver))  # type: ignore[attr-defined]
-        worker.start()
+        with environment(worker_environment(self._threads, self.device)):  # a fork server that died is started again here
+            worker.start()
         return worker
 
     def _start_server(self) -> None:
@@ -121,32 +132,37 @@ class LocalExecutor:
         if self._server_started or self._context.get_start_method() != "forkserver":
             return
         self._context.set_forkserver_preload(list(PRELOAD))
-        with environment(worker_environment(self._threads, self._device)), _output_to(self._log):
+        with environment(worker_environment(self._threads, self.device)), _output_to(self._log):
             multiprocessing.forkserver.ensure_running()
         self._server_started = True
 
     def poll(self, timeout_s: float) -> list[Ended]:
         limit = time.monotonic() + timeout_s
         while True:
-            ended = [Ended(i, code) for i, (_, w) in self._workers.items() if (code := _exit_code(w)) is not None]
+            ended = [Ended(i, code) for i, w in self._workers.items() if (code := _exit_code(w)) is not None]
             if ended or time.monotonic() >= limit:
                 break
             time.sleep(0.05)
         for item in ended:
-            _, worker = self._workers.pop(item.step_id)
+            worker = self._workers.pop(item.step_id)
+            if self._gpus:
+                self._gpus.release(item.step_id)
             if item.code != 0:
                 _signal(worker, signal.SIGKILL)  # children that a dying worker left behind, and a worker whose fork server died
         return ended
 
+    def waiting(self, step_id: str) -> bool:
+        return False  # its process starts when it is submitted
+
     def cancel(self, step_id: str) -> None:
         if step_id in self._workers:
-            _signal(self._workers[step_id][1], signal.SIGKILL)
+            _signal(self._workers[step_id], signal.SIGKILL)
 
     def close(self) -> None:
-        for _, worker in self._workers.values():
+        for worker in self._workers.values():
             _signal(worker, signal.SIGTERM)
         limit = time.monotonic() + GRACE_S
-        for _, worker in self._workers.values():
+        for worker in self._workers.values():
             while _exit_code(worker) is None and time.monotonic() < limit:
                 time.sleep(0.05)
             _signal(worker, signal.SIGKILL)

@@ -52,6 +52,12 @@ def _cuda() -> str | None:
     return torch.version.cuda if torch else None
 
 
+def gpu_peak_bytes() -> int | None:
+    """GPU memory this process has reserved at most; None where torch is not loaded or has touched no GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_reserved() if torch and torch.cuda.is_initialized() else None
+
+
 def packages(cache: Path | None = None) -> dict[str, str]:
     """Installed distributions and versions. Listing takes a few tenths of a second, so a study keeps the list per environment."""
     path = cache / f"packages-{_environment_key()}.json" if cache else None

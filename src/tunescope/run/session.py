@@ -13,8 +13,9 @@ from tunescope.study.schema import Execution, StudyFile
 
 from .data_folder import DataFolder
 from .driver import Display, Driver, Policy
-from .environment import choose_device, cores, visible_gpus
-from .local import LocalExecutor
+from .environment import choose_device, cores
+from .gpus import Gpu, GpuRoom, MemoryNeeds, inventory
+from .local import Executor, LocalExecutor
 from .reporting import write_study
 from .selection import Chosen
 from .state import StepState, survey
@@ -47,14 +48,14 @@ class Session:
         return self.file.execution
 
     def states(self) -> dict[str, StepState]:
-        """Every step's state, from the files as they are."""
-        return survey(self.plan, self.store, self.data.check)
+        """Every step's state, from the files as they are now."""
+        return survey(self.plan, Store(self.store.root), self.data.check)
 
-    def launch(self) -> Launch:
-        """How this machine runs a step."""
+    def launch(self, device: str | None = None) -> Launch:
+        """How a step is run, on this machine's device when none is named."""
         execution = self.execution
         return Launch(
-            data_dir=execution.paths.data, files_dir=execution.paths.files, device=self.device, threads=execution.threads,
+            data_dir=execution.paths.data, files_dir=execution.paths.files, device=device or self.device, threads=execution.threads,
             tracking=execution.tracking, arguments=sys.argv,
         )  # fmt: skip
 
@@ -63,23 +64,63 @@ class Session:
         """`cpu` or `cuda` for this machine."""
         return choose_device(self.execution.device)
 
-    def slots(self, jobs: int | None = None) -> int:
-        """Steps at once: as asked, or one per GPU, or as many as the cores carry."""
-        gpus = visible_gpus() if self.device == "cuda" else []
-        return jobs or self.execution.jobs or len(gpus) or max(1, cores() // self.execution.threads)
+    @cached_property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs of this machine that the run may use; none on a CPU."""
+        return inventory() if self.device == "cuda" else []
 
-    def run(self, chosen: Chosen, display: Display, policy: Policy, slots: int) -> dict[str, StepState]:
-        """Run the chosen steps to their end; a finished one is never run again.
+    def slots(self, jobs: int | None = None) -> int:
+        """Steps at once, at most: as asked, or what the cores carry (each step on a GPU wants two; memory decides how many of them fit)."""
+        asked = jobs or self.execution.jobs
+        if asked or not self.gpus:
+            return asked or max(1, cores() // self.execution.threads)
+        return len(self.gpus) * self._a_gpu()
+
+    def _a_gpu(self) -> int:
+        return max(1, cores() // 2 // len(self.gpus))
+
+    def gpu_room(self, jobs: int | None = None) -> GpuRoom | None:
+        """How steps share the GPUs; a number of jobs that the user asked for is dealt out evenly, whatever their memory."""
+        if not self.gpus:
+            return None
+        asked = jobs or self.execution.jobs
+        if asked:
+            return GpuRoom([Gpu(g.name, 2**60) for g in self.gpus], lambda step_id: 0, -(-asked // len(self.gpus)))
+        return GpuRoom(self.gpus, MemoryNeeds(self.plan, self.store), self._a_gpu())
+
+    def executor(self, jobs: int | None = None) -> Executor:
+        """Where this study's steps run, by `execution.executor`.
 
         Raises:
-            PrerequisiteError: prepared data changed, or official files or the device are not there.
+            PrerequisiteError: the device, the cluster or its package is not there.
+        """
+        execution = self.execution
+        if execution.executor == "local":
+            log = self.store.root / "fork-server.log"
+            return LocalExecutor(self.slots(jobs), execution.threads, self.device, self.gpu_room(jobs), log=log)
+        jobs = jobs or execution.jobs
+        if execution.executor == "slurm":
+            from .slurm import SlurmExecutor
+
+            return SlurmExecutor(execution.slurm, jobs, execution.threads, execution.device, self.store.root)
+        from .ray_cluster import RayExecutor
+
+        machines = {step.id: step.machine for step in self.plan.steps}
+        return RayExecutor(execution.ray, jobs, execution.threads, execution.device, machines, self.store.root)
+
+    def prepare(self, chosen: Chosen) -> None:
+        """What must hold before steps are started.
+
+        Raises:
+            PrerequisiteError: prepared data changed, or official files are not there.
         """
         self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
         write_study(self.file, self.plan, self.store)
-        gpus = visible_gpus() if self.device == "cuda" else []
-        executor = LocalExecutor(slots, self.execution.threads, self.device, gpus, log=self.store.root / "fork-server.log")
-        driver = Driver(self.plan, self.store, executor, chosen, self.launch(), display, self.data.check, policy)
+
+    def run(self, chosen: Chosen, display: Display, policy: Policy, executor: Executor) -> dict[str, StepState]:
+        """Run the chosen steps to their end; a finished one is never run again. The executor is closed."""
+        driver = Driver(self.plan, self.store, executor, chosen, self.launch(executor.device), display, self.data.check, policy)
         return driver.run()
 
     def _require_files(self, chosen: Chosen) -> None:

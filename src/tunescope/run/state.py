@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tunescope.records import FinishedStep
 from tunescope.study.identity import differences, fingerprint
@@ -42,6 +42,11 @@ class StepState:
         return self.status in ("todo", "stale") and self.fingerprint is not None
 
     @property
+    def again(self) -> bool:
+        """Whether it is to run although a result of this very fingerprint is there: data that must be prepared anew."""
+        return self.status == "todo" and self.step.kind == "data" and bool(self.why)
+
+    @property
     def digest(self) -> str | None:
         return self.finished.result["digest"] if self.finished else None
 
@@ -51,30 +56,53 @@ States = Mapping[str, StepState]
 
 def survey(plan: Plan, store: Store, data_check: DataCheck) -> dict[str, StepState]:
     """The state of every step of the plan, in plan order (so that needs are known first)."""
-    states: dict[str, StepState] = {}
-    finished: dict[str, FinishedStep] = {}
-    for step in plan.steps:
-        state = _state(plan, store, step, states, finished, data_check)
-        states[step.id] = state
-        if state.finished:
-            finished[step.id] = state.finished
-    return states
+    return Surveyor(plan, store, data_check).survey()
 
 
-def _state(plan: Plan, store: Store, step: Step, states: States, finished: Mapping[str, FinishedStep], data_check: DataCheck) -> StepState:
-    lease = read_lease(store.folder(step.id))
-    if lease:
-        return StepState(step, "running", f"on {lease.host}, process {lease.pid}", lease=lease)
-    waiting = [states[i] for i in (*step.needs, *step.selects_from) if states[i].status != "done"]
-    if waiting:
-        return _waiting(store, step, waiting)
+class Surveyor:
+    """Derives the states again and again, as a driver must; inputs and fingerprints are worked out once per change of what they rest on."""
+
+    def __init__(self, plan: Plan, store: Store, data_check: DataCheck):
+        self._plan, self._store, self._data_check = plan, store, data_check
+        self._bare: dict[str, tuple[Any, StepState]] = {}
+
+    def survey(self) -> dict[str, StepState]:
+        """The state of every step of the plan, from the files as they are now."""
+        states: dict[str, StepState] = {}
+        finished: dict[str, FinishedStep] = {}
+        for step in self._plan.steps:
+            state = states[step.id] = self._state(step, states, finished)
+            if state.finished:
+                finished[step.id] = state.finished
+        return states
+
+    def _state(self, step: Step, states: States, finished: Mapping[str, FinishedStep]) -> StepState:
+        lease = read_lease(self._store.folder(step.id))
+        if lease:
+            where = f"{lease.host}, {lease.place}" if lease.place else lease.host
+            return StepState(step, "running", f"on {where}, process {lease.pid}", lease=lease)
+        waiting = [states[i] for i in (*step.needs, *step.selects_from) if states[i].status != "done"]
+        if waiting:
+            return _waiting(self._store, step, waiting)
+        bare = self._identified(step, finished)
+        return _judge(self._store, bare, bare.fingerprint, self._data_check) if bare.fingerprint else bare
+
+    def _identified(self, step: Step, finished: Mapping[str, FinishedStep]) -> StepState:
+        """The step with its resolved inputs and its fingerprint."""
+        key = [finished[i].result["digest"] for i in (*step.needs, *step.selects_from)]
+        known = self._bare.get(step.id)
+        if known is None or known[0] != key:
+            self._bare[step.id] = known = key, _identify(self._plan, step, finished)
+        return known[1]
+
+
+def _identify(plan: Plan, step: Step, finished: Mapping[str, FinishedStep]) -> StepState:
     inputs = plan.resolve(step, finished)
     if inputs is None:
         return StepState(step, "todo", "waits for the search")
     upstream = {i: finished[i].result["digest"] for i in step.needs}
     mark = fingerprint(identity(step.kind, inputs, upstream))
-    bare = StepState(step, "todo", inputs=inputs, upstream=upstream, fingerprint=mark)
-    return _judge(store, bare, mark, data_check)
+    return StepState(step, "todo", inputs=inputs, upstream=upstream, fingerprint=mark)
 
 
 def _waiting(store: Store, step: Step, waiting: list[StepState]) -> StepState:

@@ -16,8 +16,8 @@ from tunescope.study.identity import canonical, fingerprint
 from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
-from .files import read_json, sha256_file, write_json
-from .lease import read_lease
+from .files import TEMPORARY, read_json, sha256_file, write_json
+from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease
 
 FORMAT = 1
 RESULT_KEYS = {"fingerprint", "digest", "metrics", "resources", "outputs", "content", "files", "notes"}
@@ -91,7 +91,9 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
-        self._parsed: dict[str, tuple[tuple[int, int], dict[str, Any] | None]] = {}
+        self._judged: dict[str, tuple[Any, tuple[FinishedStep | None, str]]] = {}
+        self._silent: dict[str, tuple[float, float]] = {}
+        """Step id -> (heartbeat of another host, since when we see it stand still)."""
 
     @classmethod
     def of_folder(cls, folder: Path, step_id: str) -> "Store":
@@ -118,42 +120,67 @@ class Store:
             return None
 
     def result(self, step_id: str) -> tuple[FinishedStep | None, str]:
-        """A usable result, or None and what is wrong with it ("" when there is none)."""
-        path = self.folder(step_id) / "result.json"
-        if not path.exists():
+        """A usable result, or None and what is wrong with it ("" when there is none).
+
+        Judged once per version of its files; a fresh Store looks again.
+        """
+        folder = self.folder(step_id)
+        key = (_version(folder / "result.json"), _version(folder / "step.json"))
+        if key[0] is None:
             return None, ""
-        value, record = self._read_cached(step_id, path), self.record(step_id)
-        if value is None or record is None:
-            return None, f"{'result.json' if record else 'step.json'} is cut off or unreadable"
-        problem = _problem(self.folder(step_id), value)
+        known = self._judged.get(step_id)
+        if known is None or known[0] != key:
+            self._judged[step_id] = known = key, self._judge(step_id)
+        return known[1]
+
+    def _judge(self, step_id: str) -> tuple[FinishedStep | None, str]:
+        folder = self.folder(step_id)
+        value, step = read_json(folder / "result.json"), read_json(folder / "step.json")
+        if value is None or step is None:
+            return None, f"{'result.json' if step else 'step.json'} is cut off or unreadable"
+        problem = _problem(folder, value)
         if problem:
             return None, problem
-        return FinishedStep(id=step_id, folder=self.folder(step_id), inputs=record.inputs, result=value), ""
+        return FinishedStep(id=step_id, folder=folder, inputs=step["inputs"], result=value), ""
 
-    def _read_cached(self, step_id: str, path: Path) -> dict[str, Any] | None:
-        """Parse result.json once per version of the file."""
-        stat = path.stat()
-        key = (stat.st_mtime_ns, stat.st_size)
-        if self._parsed.get(step_id, (None,))[0] != key:
-            self._parsed[step_id] = (key, read_json(path))
-        return self._parsed[step_id][1]
-
-    def prepare(self, record: StepRecord) -> Path | None:
+    def prepare(self, record: StepRecord, *, again: bool = False) -> Path | None:
         """Make a step's folder ready to start; what is superseded moves to the attic.
 
+        Args:
+            again: whether a usable result of this very fingerprint is superseded too (data that must be prepared anew).
+
         Returns:
-            The folder, or None when another live worker is in it.
+            The folder, or None when another worker is in it, or when another driver has finished the step meanwhile.
         """
         folder = self.folder(record.id)
         with self._locked():
-            if read_lease(folder):
+            if self._taken(record.id):
+                return None
+            result, _ = self.result(record.id)
+            if result is not None and result.result["fingerprint"] == record.fingerprint and not again:
                 return None
             if self._superseded(record):
                 self._to_attic(record.id)
             folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f".*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
             self.forget_failure(record.id)
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
+
+    def _taken(self, step_id: str) -> bool:
+        """Whether a worker is in the folder. Another host's is given up only when its heartbeat also stands still while we watch."""
+        lease = last_lease(self.folder(step_id))
+        if lease is None or lease.process.here:
+            return lease is not None and lease.live()
+        return self._silent_s(step_id, lease) < (FOREIGN_LIMIT_S if lease.live() else SILENCE_S)
+
+    def _silent_s(self, step_id: str, lease: Lease) -> float:
+        beat, since = self._silent.get(step_id, (None, 0.0))
+        if beat != lease.beat:
+            since = time.monotonic()
+            self._silent[step_id] = lease.beat, since
+        return time.monotonic() - since
 
     def _superseded(self, record: StepRecord) -> bool:
         """Whether the folder holds another step's work, or a result that cannot be trusted."""
@@ -187,20 +214,34 @@ class Store:
         """Let a failed step be tried again; its log stays."""
         (self.folder(step_id) / "error.json").unlink(missing_ok=True)
 
-    def finish(self, record: StepRecord, result: StepResult, started: float) -> None:
-        """Write `result.json`, last and in one step: its presence means success."""
+    def finish(self, record: StepRecord, result: StepResult, started: float, wall_s: float) -> None:
+        """Write `result.json`, last and in one step: its presence means success.
+
+        Args:
+            started: Unix time.
+            wall_s: seconds that the step took, by a clock that cannot jump.
+        """
         folder = self.folder(record.id)
         metrics = [m.model_dump(mode="json") for m in result.metrics]
         content = {path: sha256_file(folder / path) for path in sorted(set(result.content))}
-        now = time.time()
         digest = content_digest(metrics, result.outputs, content)
         value = {
             "format": FORMAT, "id": record.id, "fingerprint": record.fingerprint, "digest": digest,
             "metrics": metrics, "resources": [m.model_dump(mode="json") for m in result.resources], "outputs": result.outputs,
-            "content": content, "files": dict(_files(folder)), "notes": result.notes, "started": started, "finished": now,
-            "wall_s": now - started,
+            "content": content, "files": dict(_files(folder)), "notes": result.notes, "started": started, "finished": time.time(),
+            "wall_s": wall_s, "step_sha256": sha256_file(folder / "step.json"),
         }  # fmt: skip
-        write_json(folder / "result.json", value)
+        write_json(folder / "result.json", {**value, "seal": fingerprint(value)})
+
+    def damaged(self, step_id: str) -> str:
+        """Which deterministic artefact of a finished step is not the bytes it was; "" when all are."""
+        result, problem = self.result(step_id)
+        if result is None:
+            return problem or "it has no result"
+        for path, digest in result.result["content"].items():
+            if sha256_file(result.folder / path) != digest:
+                return f"{path} is not what the step wrote (its SHA-256 differs)"
+        return ""
 
     def attic(self) -> Path:
         return self.root / "attic"
@@ -227,15 +268,37 @@ def _problem(folder: Path, value: dict[str, Any]) -> str:
     lacking = RESULT_KEYS - value.keys()
     if lacking:
         return f"result.json lacks {', '.join(sorted(lacking))}"
-    if content_digest(value["metrics"], value["outputs"], value["content"]) != value["digest"]:
+    if not _sealed(value):
         return "result.json was changed after it was written (its digest does not match)"
+    if "step_sha256" in value and sha256_file(folder / "step.json") != value["step_sha256"]:
+        return "step.json was changed after the step ran (its SHA-256 differs)"
     for path, size in value["files"].items():
-        file = folder / path
-        if not file.exists():
+        try:
+            found = (folder / path).stat().st_size
+        except OSError:
             return f"{path} is missing"
-        if file.stat().st_size != size:
-            return f"{path} has {file.stat().st_size} bytes, {size} were recorded"
+        if found != size:
+            return f"{path} has {found} bytes, {size} were recorded"
     return ""
+
+
+def _sealed(value: dict[str, Any]) -> bool:
+    """Whether nothing in a result changed since it was written, be it one bit of a timing; results from before the seal have a digest."""
+    try:
+        if "seal" in value:
+            return fingerprint({k: v for k, v in value.items() if k != "seal"}) == value["seal"]
+        return content_digest(value["metrics"], value["outputs"], value["content"]) == value["digest"]
+    except ValueError:  # a number became infinite
+        return False
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever a file is replaced; None when there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:

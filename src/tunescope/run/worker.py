@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 from typing import Any
 
-from tunescope.errors import PrerequisiteError, TunescopeError
-from tunescope.records import StepContext, StepResult
+from tunescope.errors import OutOfMemoryError, PrerequisiteError, TunescopeError
+from tunescope.records import Metric, StepContext, StepResult
 from tunescope.study.inputs import INPUTS
 
 from .data_folder import check_preparation
 from .environment import worker_environment
-from .files import read_json
+from .files import read_json, unwritable
 from .lease import Heartbeat, Process, Taken, hold
 from .store import StepRecord, Store
 
@@ -42,7 +42,7 @@ def work(folder: Path, driver: Process | None = None) -> int:
     record = StepRecord.model_validate(value)
     store = Store.of_folder(folder, record.id)
     try:
-        with hold(folder, driver, _abandon) as heartbeat, _log(folder):
+        with hold(folder, driver, _abandon, _place(record)) as heartbeat, _log(folder):
             result, _ = store.result(record.id)
             if result is not None and result.result["fingerprint"] == record.fingerprint:
                 return 0
@@ -66,24 +66,32 @@ def child_main(folder: Path, driver: Process | None) -> None:
 
 def _attempt(store: Store, record: StepRecord, heartbeat: Heartbeat) -> int:
     """Run the step function once and record success or failure."""
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     print(f"--- {record.id}: started {time.strftime('%Y-%m-%dT%H:%M:%S%z')}, process {os.getpid()}", flush=True)
     try:
         result = _call(store, record, heartbeat)
-        from .provenance import write_provenance
+        from .provenance import gpu_peak_bytes, write_provenance
 
         write_provenance(store, record)
-        store.finish(record, result, started)
+        peak = gpu_peak_bytes()
+        if peak is not None:
+            result.resources.append(Metric(name="process_gpu_reserved_bytes", value=peak, unit="bytes"))
+        store.finish(record, result, started, time.monotonic() - clock)
     except TunescopeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        store.fail(record, type(error).__name__, str(error), prerequisite=isinstance(error, PrerequisiteError))
+        missing, full = isinstance(error, PrerequisiteError), isinstance(error, OutOfMemoryError)
+        store.fail(record, type(error).__name__, str(error), prerequisite=missing, retryable=full)
         return error.exit_code
     except Exception as error:
+        refused = unwritable(error) if isinstance(error, OSError) else None
+        if refused:
+            store.fail(record, type(error).__name__, refused, prerequisite=True)
+            return PrerequisiteError.exit_code
         traceback.print_exc()
         message = f"{type(error).__name__}: {error} (an unexpected error; traceback in {store.folder(record.id) / 'log.txt'})"
         store.fail(record, type(error).__name__, message, retryable=True)
         return BUG
-    print(f"--- {record.id}: done in {time.time() - started:.1f} s", flush=True)
+    print(f"--- {record.id}: done in {time.monotonic() - clock:.1f} s", flush=True)
     return 0
 
 
@@ -105,6 +113,7 @@ def _call(store: Store, record: StepRecord, heartbeat: Heartbeat) -> StepResult:
             files_dir=Path(record.launch.files_dir) if record.launch.files_dir else None,
         )
         _check_data(store, record)
+        _check_artefacts(store, record)
         result = function(inputs, context)  # type: ignore[arg-type]
         _check_data(store, record)
         tracker.summary({f"{m.split}/{m.name}" if m.split else m.name: m.value for m in [*result.metrics, *result.resources]})
@@ -116,6 +125,21 @@ def _check_data(store: Store, record: StepRecord) -> None:
     for need in record.upstream:
         if need.startswith("data/"):
             check_preparation(Path(record.launch.data_dir), store.result(need)[0])
+
+
+def _check_artefacts(store: Store, record: StepRecord) -> None:
+    """Refuse bytes that changed on disk since their step wrote them: sizes alone are looked at when states are derived."""
+    damage = [f"{need}: {why}" for need in record.upstream if (why := store.damaged(need))]
+    if damage:
+        raise PrerequisiteError(
+            "\n".join(damage) + f"\nremove result.json from the folders of these steps below {store.root / 'steps'} and run again"
+        )
+
+
+def _place(record: StepRecord) -> str:
+    """Which GPU the worker was given, for displays."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"gpu {gpu}" if gpu and record.launch.device.startswith("cuda") else ""
 
 
 def _tracker(store: Store, record: StepRecord) -> AbstractContextManager[Any]:

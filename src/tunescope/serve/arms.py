@@ -14,6 +14,7 @@ SAME_SHAPE = ("base", "full", "merged")
 """Arms of identical shapes: they must tie, and are the noise check."""
 SWITCH_SLOTS, SWITCH_CPU, SWITCH_ADAPTERS = 2, 3, 4
 """Switching arm: slots < adapters kept in CPU memory < adapters in all, so that each of the three tiers exists in one engine."""
+_FLEET = re.compile(r"merged_x(?P<k>\d+)")
 _ADAPTERS = re.compile(r"adapters_(?P<n>\d+)(?:_of_(?P<slots>\d+))?(?P<narrow>_narrow)?")
 
 
@@ -32,13 +33,16 @@ class Arm:
     """`max_cpu_loras`; None: as many as slots."""
     narrow: bool = False
     """Wrap only the modules the adapters touch (`lora_target_modules`), not every linear layer."""
+    engines: int = 1
+    """Merged engines that run at once on the device; they share the batch."""
 
 
 def plan_arm(name: str) -> Arm:
     """The arm of a name.
 
     Besides the study file's names: `adapters_N` for any N, `adapters_N_of_M` (N adapters on an engine with M slots), and either with
-    `_narrow` (only the adapters' own modules are wrapped).
+    `_narrow` (only the adapters' own modules are wrapped); `merged_xK`: K merged engines at once on one device, the alternative to K
+    adapters side by side.
 
     Raises:
         StudyError: not an arm, or fewer slots than adapters.
@@ -50,9 +54,12 @@ def plan_arm(name: str) -> Arm:
         return Arm(name, "base", lora=True, slots=2)
     if name == "switching":
         return Arm(name, "base", lora=True, adapters=SWITCH_ADAPTERS, slots=SWITCH_SLOTS, cpu_slots=SWITCH_CPU)
+    fleet = _FLEET.fullmatch(name)
+    if fleet is not None and int(fleet["k"]) > 1:
+        return Arm(name, "merged", engines=int(fleet["k"]))
     match = _ADAPTERS.fullmatch(name)
     if match is None or int(match["n"]) < 1:
-        raise StudyError(f"serving.arms: '{name}' is no arm; there are base, full, merged, lora_idle, switching, adapters_1, adapters_2, …")
+        raise StudyError(f"serving.arms: '{name}' is no arm; there are base, full, merged, merged_x2, lora_idle, switching, adapters_1, …")
     count, slots = int(match["n"]), int(match["slots"] or match["n"])
     if slots < count:
         raise StudyError(f"serving.arms: '{name}' has fewer slots than adapters")
@@ -104,11 +111,12 @@ def cells(arm: Arm, spec: ServingSpec) -> list[dict[str, Any]]:
             "output_tokens": spec.output_tokens,
             "sampling": sampling,
             "adapters_active": min(arm.adapters, batch),
-            "note": alternation(arm.adapters, batch),
+            "note": alternation(arm.adapters, batch) if arm.engines == 1 else fleet_note(arm.engines, batch),
         }
         for length in spec.prompt_lengths
         for sampling in spec.sampling
         for batch in spec.batch_sizes
+        if batch % arm.engines == 0
     ]
 
 
@@ -117,6 +125,11 @@ def alternation(adapters: int, batch: int) -> str:
     if adapters <= batch:
         return ""
     return f"alternation: a batch of {batch} holds at most {batch} of {adapters} adapters"
+
+
+def fleet_note(engines: int, batch: int) -> str:
+    """The label of a cell whose batch is shared by engines."""
+    return f"{engines} engines at once, {batch // engines} rows each; times of the slowest"
 
 
 def launch_order(arms: Sequence[str], launches: int) -> Iterator[tuple[str, int]]:
@@ -138,7 +151,12 @@ def check_grid(spec: ServingSpec) -> None:
         problems.append(f"serving.max_model_len: {spec.max_model_len} is below the longest prompt plus output_tokens, {longest}")
     if max(spec.batch_sizes) > spec.max_num_seqs:
         problems.append(f"serving.max_num_seqs: {spec.max_num_seqs} is below the largest batch size {max(spec.batch_sizes)}")
-    for name in spec.arms:
+    if spec.open_loop and spec.open_loop.prompt_length + spec.output_tokens > spec.max_model_len:
+        needed = spec.open_loop.prompt_length + spec.output_tokens
+        problems.append(f"serving.max_model_len: {spec.max_model_len} is below open_loop.prompt_length plus output_tokens, {needed}")
+    if spec.open_loop:
+        problems += [f"serving.open_loop.arms: '{a}' has no open loop" for a in spec.open_loop.arms if a == "switching" or "_x" in a]
+    for name in spec.all_arms:
         try:
             plan_arm(name)
         except StudyError as error:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .fleet import meet, run_fleet
+
 SWITCH_TOKENS = 8
 """Output tokens of a switching request: few, so that the stall is a visible part of it."""
 
@@ -52,12 +54,14 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     gc.enable()
     ready = time.monotonic()
-    engine = VllmEngine(spec)
+    engine, barrier = VllmEngine(spec), spec.get("barrier")
+    meet(barrier, "engine")
     prompts = json.loads(Path(spec["prompts"]).read_text())
     pools, names = prompts["pools"], [a["name"] for a in spec["adapters"]]
     engine_start = time.monotonic() - ready
     engine.generate([next(iter(pools.values()))[0]], 1, "greedy", [None])
-    cold_start = time.monotonic() - started
+    answered = time.monotonic()
+    cold_start = answered - started
     load_s = time_loading(engine, names)
     check = check_adapters(engine, prompts["asks"], names, spec["minimum_difference"], mixed=spec["switching"] is None)
     for cell in spec["cells"]:
@@ -69,6 +73,7 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     unload_s = time_unloading(engine, names)
     compiled = compilation(read_log(spec["log"], position))
     row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
+    row |= {"worked_s": time.monotonic() - answered}
     row |= engine.facts(read_log(spec["log"])) | {"compiled_during_inference": compiled is not None, "check": check, **timed}
     engine.close()
     if compiled is not None:
@@ -80,7 +85,10 @@ def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names
     """The timed part: cells, or the switching arm's rows."""
     from .measure import time_cell, time_switching
 
-    cells = [time_cell(engine, c, pools[str(c["prompt_length"])], spec["requests_per_cell"], names) for c in spec["cells"]]
+    cells = []
+    for number, c in enumerate(spec["cells"]):
+        meet(spec.get("barrier"), f"cell-{number}")
+        cells.append(time_cell(engine, c, pools[str(c["prompt_length"])], spec["requests_per_cell"], names))
     plan = spec["switching"]
     if plan is None:
         return {"cells": cells, "switching": []}
@@ -106,7 +114,7 @@ def main(spec_path: str) -> None:
     if spec["watch_stdin"]:
         die_with_parent()
     try:
-        row = run(spec)
+        row = run(spec) if spec["engines"] == 1 else {**run_fleet(spec), "ok": True, "error": None}
     except BaseException as error:
         traceback.print_exc()
         row = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}

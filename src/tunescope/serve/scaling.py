@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import statsmodels.api as sm
-from scipy import stats
+
+from tunescope.analysis.regression import Line, fit_line
+from tunescope.analysis.regression import break_even as line_break_even
 
 from .overhead import Cell, Row, common_cells, finished, log_ratios, overhead_ratio, tie_check
 
@@ -16,23 +17,9 @@ _SIDE_BY_SIDE = re.compile(r"adapters_(\d+)")
 
 
 @dataclass(frozen=True)
-class OverheadModel:
-    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters, over launches.
+class OverheadModel(Line):
+    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters, over launches."""
 
-    OLS with HC3 covariance and t limits (n - 2 degrees of freedom), Theil-Sen beside it, and an F test of lack of fit against the spread
-    between launches of one arm (None with fewer than three numbers of adapters, or no repeats).
-    """
-
-    intercept: float
-    slope: float
-    covariance: tuple[tuple[float, float], tuple[float, float]]
-    intercept_interval: tuple[float, float]
-    slope_interval: tuple[float, float]
-    theil_sen_slope: float
-    theil_sen_interval: tuple[float, float]
-    lack_of_fit_p: float | None
-    level: float
-    df: int
     fitted_range: tuple[int, int]
     points: tuple[tuple[int, float], ...]
     cells: tuple[Cell, ...]
@@ -49,55 +36,30 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
     The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
 
     Args:
-        cells: default: cells whose batch holds all adapters of every arm; when there are none, all cells the arms share.
+        cells: default: cells whose batch holds all adapters of every fitted arm. Arms with more adapters than any batch holds (stress arms)
+            measure alternation and are not fitted; when no arm's adapters fit a batch, all shared cells of all arms are taken.
 
     Returns:
         None with fewer than two numbers of adapters or three points.
     """
     arms = {r["arm"]: int(m[1]) for r in finished(rows) if (m := _SIDE_BY_SIDE.fullmatch(r["arm"]))}
     if cells is None:
+        largest = max((c[0] for c in common_cells(rows, [baseline])), default=0)
+        arms = {arm: n for arm, n in arms.items() if n <= largest} or arms
         shared = common_cells(rows, [*arms, baseline])
         cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
     by_count = sorted(arms, key=lambda arm: arms[arm])
     points = [(arms[arm], math.expm1(v)) for arm in by_count for v in log_ratios(rows, arm, baseline, cells).values()]
     if len({n for n, _ in points}) < 2 or len(points) < 3:
         return None
-    return fit_line(points, tuple(cells), level)
+    return model_of(points, tuple(cells), level)
 
 
-def fit_line(points: Sequence[tuple[int, float]], cells: tuple[Cell, ...] = (), level: float = 0.90) -> OverheadModel:
-    """Fit overhead against adapters; see `OverheadModel`."""
-    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
-    fit = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3", use_t=True)
-    limits = fit.conf_int(alpha=1 - level)
-    sen = stats.theilslopes(y, x, alpha=level)
-    covariance = np.asarray(fit.cov_params())
-    return OverheadModel(
-        intercept=float(fit.params[0]),
-        slope=float(fit.params[1]),
-        covariance=tuple(tuple(float(v) for v in line) for line in covariance),  # type: ignore[arg-type]
-        intercept_interval=(float(limits[0][0]), float(limits[0][1])),
-        slope_interval=(float(limits[1][0]), float(limits[1][1])),
-        theil_sen_slope=float(sen[0]),
-        theil_sen_interval=(float(sen[2]), float(sen[3])),
-        lack_of_fit_p=lack_of_fit(x, y, np.asarray(fit.fittedvalues)),
-        level=level,
-        df=int(fit.df_resid),
-        fitted_range=(int(x.min()), int(x.max())),
-        points=tuple((int(a), float(b)) for a, b in points),
-        cells=cells,
-    )
-
-
-def lack_of_fit(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> float | None:
-    """p of the classical lack-of-fit F test of a straight line: between-group residuals against the spread within groups."""
-    groups = [y[x == v] for v in np.unique(x)]
-    pure = sum(float(((g - g.mean()) ** 2).sum()) for g in groups)
-    df_lack, df_pure = len(groups) - 2, len(y) - len(groups)
-    if df_lack < 1 or df_pure < 1 or pure == 0:
-        return None
-    lack = max(float(((y - fitted) ** 2).sum()) - pure, 0.0)
-    return float(stats.f.sf(lack / df_lack / (pure / df_pure), df_lack, df_pure))
+def model_of(points: Sequence[tuple[int, float]], cells: tuple[Cell, ...] = (), level: float = 0.90) -> OverheadModel:
+    """Fit (adapters, overhead) points; see `OverheadModel`."""
+    counts = [n for n, _ in points]
+    line = fit_line(np.array(counts, float), np.array([y for _, y in points], float), level)
+    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=tuple(points), cells=cells)
 
 
 @dataclass(frozen=True)
@@ -114,19 +76,15 @@ class BreakEven:
 
 
 def break_even(model: OverheadModel, limit: float) -> BreakEven:
-    """(limit - intercept) / slope with Fieller limits; "unbounded" when the slope's interval covers 0.
-
-    Reference: Fieller (1954), Some problems in interval estimation, J. R. Stat. Soc. B 16.
-    """
-    (v_a, c), (_, v_b) = model.covariance
-    low, high = fieller(limit - model.intercept, model.slope, v_a, v_b, -c, float(stats.t.ppf((1 + model.level) / 2, model.df)))
-    if low is None or high is None:
+    """The number of adapters at the limit, in words too; "unbounded" when the slope's interval covers 0."""
+    found = line_break_even(model, limit)
+    at, low, high = found.at, found.low, found.high
+    if at is None or low is None or high is None:
         text = (
             f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
             f"change with the number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]} measured)."
         )
         return BreakEven(limit, None, None, None, "unbounded", False, text)
-    at = (limit - model.intercept) / model.slope
     outside = not model.fitted_range[0] <= at <= model.fitted_range[1]
     return BreakEven(limit, at, low, high, "bounded", outside, _break_even_text(model, limit, at, low, high, outside))
 
@@ -142,18 +100,6 @@ def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, 
         )
     label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
     return f"Side by side reaches an overhead of {limit:.0%} at {at:.1f} adapters, {model.level:.0%} limits {low:.1f} to {high:.1f}{label}."
-
-
-def fieller(num: float, den: float, var_num: float, var_den: float, cov: float, t: float) -> tuple[float | None, float | None]:
-    """Limits of num / den by Fieller's theorem; (None, None) when den is not significantly different from 0 (the set is unbounded)."""
-    g = t * t * var_den / (den * den) if den else math.inf
-    if g >= 1:
-        return None, None
-    ratio = num / den
-    shift = g * cov / var_den if var_den else 0.0
-    inside = var_num - 2 * ratio * cov + ratio * ratio * var_den - g * (var_num - cov * cov / var_den if var_den else var_num)
-    half = t / abs(den) * math.sqrt(max(inside, 0.0))
-    return (ratio - shift - half) / (1 - g), (ratio - shift + half) / (1 - g)
 
 
 def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, baseline: str = "merged") -> list[str]:

@@ -1,9 +1,11 @@
 """A plan on one readable page: the graph by phase and task, and its rough cost with the basis stated."""
 
+import re
 from collections.abc import Mapping
 
+from .inputs import BaselineInputs, BaseProbeInputs, TrainInputs
 from .plan import Plan, Step
-from .schema import Study, TaskName
+from .schema import ModelSpec, Study, TaskName, TrainingSpec
 
 BASIS = (
     "rough: full training sets, all epochs, padding-free token counts (about 75 a pair, 25 a sentence, 190 a question); one H200 at "
@@ -41,6 +43,48 @@ def _serve_seconds(study: Study, small: bool) -> float:
         return launches * 25
     per_prompt_length = sum(spec.prompts_per_cell / b for b in spec.batch_sizes) * len(spec.prompt_lengths) * len(spec.sampling)
     return launches * (70 + per_prompt_length * spec.output_tokens * 0.0022)
+
+
+def gpu_bytes(study: Study, step: Step) -> int | None:
+    """Expected GPU memory of a step, generous, for packing steps before any has been measured; None when nobody can tell.
+
+    Full fine-tuning keeps fp32 weights, gradients and two Adam moments (16 bytes a parameter) and a bf16 copy (2), pure bf16 half the 16;
+    an adapter keeps the frozen base (4, and 2 while autocast copies it). Activations: 2 MB a token of the padded micro-batch for a Llama of
+    1.1 B parameters in bf16 (34 x width x layers bytes, and its logits), scaled by parameters^(2/3), the growth of width x layers.
+    """
+    if step.kind in ("data", "correlate"):
+        return 0
+    if step.kind == "drift":
+        return 2 * 2**30  # pooled states and Gram matrices
+    parameters = _parameters(study.model)
+    if parameters is None or not isinstance(step.inputs, TrainInputs | BaselineInputs | BaseProbeInputs):
+        return None
+    a_token = 2e6 * (parameters / 1.1e9) ** (2 / 3)
+    if isinstance(step.inputs, TrainInputs):
+        return int(parameters * _bytes_a_parameter(step.inputs) + a_token * _tokens_at_once(study, step.inputs))
+    batch = step.inputs.eval_batch if isinstance(step.inputs, BaselineInputs) else step.inputs.drift.batch_size
+    return int(parameters * 4 + a_token / 2 * batch * step.inputs.max_length)
+
+
+def _parameters(model: ModelSpec) -> int | None:
+    """The parameter count that a model's name tells (`TinyLlama-1.1B-…`, `sprout-2m`); None when it tells none."""
+    found = re.search(r"(\d+(?:\.\d+)?)([kmb])(?![a-z0-9])", model.name.rsplit("/", 1)[-1].lower())
+    return int(float(found[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[found[2]]) if found else None
+
+
+def _bytes_a_parameter(inputs: TrainInputs) -> int:
+    if inputs.method_spec.adapter is not None:
+        return 6
+    return 8 if inputs.training.precision == "bf16" else 18
+
+
+def _tokens_at_once(study: Study, inputs: TrainInputs) -> float:
+    """Tokens of a micro-batch at full length, weighted by what an activation of each takes."""
+    training: TrainingSpec = inputs.training
+    batch = inputs.batch_size or max(study.batch_sizes(inputs.task))
+    rows = min(training.micro_batch or batch, batch)
+    kept = 0.25 if training.gradient_checkpointing else 1.0
+    return rows * inputs.task_spec.max_length * kept * (2 if training.precision == "fp32" else 1)
 
 
 def by_group(plan: Plan) -> list[tuple[str, str, str, int, float]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from graphlib import TopologicalSorter
 from typing import Literal
 
@@ -66,10 +67,11 @@ class Plan:
     steps: tuple[Step, ...]
 
     def __getitem__(self, step_id: str) -> Step:
-        for step in self.steps:
-            if step.id == step_id:
-                return step
-        raise KeyError(step_id)
+        return self._by_id[step_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Step]:
+        return {step.id: step for step in self.steps}
 
     def resolve(self, step: Step, results: Mapping[str, FinishedStep]) -> StepInputs | None:
         """The step's inputs with what the search chose filled in; None while a search run is missing."""
@@ -171,14 +173,10 @@ def _serve(study: Study) -> Step:
     """One host session; needs the served runs and the prompts' data."""
     spec, roles = study.serving, study.analysis
     assert spec is not None
-    served = {spec.task}
-    if "adapters_2" in spec.arms or "switching" in spec.arms:
-        served |= set(spec.two_adapters)
-    if "adapters_4" in spec.arms:
-        served |= set(study.tasks)
+    served = spec.served_tasks(study.tasks)
     tasks = [t for t in study.tasks if t in served]
     needs = [f"data/{t}" for t in tasks] + [f"train/{t}/{roles.candidate_method}/final/seed-{spec.seed}" for t in tasks]
-    if "full" in spec.arms:
+    if "full" in spec.all_arms:
         needs.append(f"train/{spec.task}/{roles.reference_method}/final/seed-{spec.seed}")
     inputs = ServeInputs(model=study.model, serving=spec, reference_method=roles.reference_method, candidate_method=roles.candidate_method)
     return Step("serve", "serve", inputs, needs=tuple(needs))

@@ -1,8 +1,9 @@
 """The study file as types. The `study` half changes numbers and enters fingerprints; the `execution` half never does."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
@@ -10,7 +11,12 @@ Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "cor
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
-ArmName = Literal["base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching"]
+ArmName = Annotated[
+    str, Field(pattern=r"^(base|full|merged|lora_idle|switching|merged_x[1-9]\d*|adapters_[1-9]\d*(_of_[1-9]\d*)?(_narrow)?)$")
+]
+"""A serving arm; `adapters_N`: N adapters side by side, `adapters_N_of_M`: on an engine with M slots, `_narrow`: only the adapters' own
+modules are wrapped, `merged_xK`: K merged engines at once on one device.
+"""
 
 
 class Frozen(BaseModel):
@@ -80,6 +86,14 @@ class TrainingSpec(Frozen):
     precision: Precision = "auto"
     batch_sizes: tuple[PositiveInt, ...] = (8, 16)
     micro_batch: PositiveInt | None = None
+    micro_tokens: PositiveInt | None = None
+    """Most tokens of a micro-batch, padding counted where there is any; the effective batch stays."""
+    batching: Literal["auto", "padded", "packed"] = "auto"
+    """packed: rows one after the other without padding, each attending to itself alone. auto: packed on a GPU in half precision."""
+    capture: Literal["auto", "always", "never"] = "auto"
+    """Forward and backward as CUDA graphs. auto: wherever packed on a GPU."""
+    optimizer: Literal["adamw", "adamw_in_backward"] = "adamw"
+    """adamw_in_backward: each weight is updated as soon as its gradient is there, which is then freed (a labelled variant)."""
     eval_batch: PositiveInt = 16
     max_epochs: PositiveFloat = 3
     max_steps: PositiveInt | None = None
@@ -107,6 +121,18 @@ class DriftSpec(Frozen):
     batch_size: PositiveInt = 16
 
 
+class OpenLoopSpec(Frozen):
+    """Tails under Poisson arrivals: a real server (`vllm serve`) and vLLM's own bench client."""
+
+    arms: tuple[ArmName, ...] = ("base", "merged", "adapters_2")
+    request_rates: tuple[PositiveFloat, ...] = (4.0, 16.0)
+    """Mean arrivals a second."""
+    requests: PositiveInt = 500
+    """Per rate; a p99 needs at least 299 for any upper bound."""
+    prompt_length: PositiveInt = 256
+    launches: PositiveInt = 3
+
+
 class ServingSpec(Frozen):
     """The serving benchmark's grid. A cell is arm x batch size x prompt length x sampling."""
 
@@ -131,6 +157,20 @@ class ServingSpec(Frozen):
     gpu_memory_utilization: Share = 0.95
     launch_timeout_s: PositiveInt = 1800
     merge_tolerance_fp32: PositiveFloat = 1e-4
+    open_loop: OpenLoopSpec | None = None
+
+    @property
+    def all_arms(self) -> tuple[ArmName, ...]:
+        """The arms of closed and open loop, each once."""
+        return tuple(dict.fromkeys([*self.arms, *(self.open_loop.arms if self.open_loop else ())]))
+
+    def served_tasks(self, tasks: Iterable[TaskName]) -> set[TaskName]:
+        """Tasks whose adapters the arms need: the served one, the pair from two adapters on, all of `tasks` from three on."""
+        counts = [int(arm.split("_")[1]) for arm in self.all_arms if arm.startswith("adapters_")]
+        served = {self.task}
+        if max(counts, default=0) >= 2 or "switching" in self.all_arms:
+            served |= set(self.two_adapters)
+        return served | set(tasks) if max(counts, default=0) > 2 else served
 
 
 class AnalysisSpec(Frozen):
@@ -204,7 +244,7 @@ def _inconsistencies(study: Study) -> list[str]:
             found.append(f"tasks.{task}: learning-rate grids must be equal in size for all methods (equal search budget), got {sizes}")
     serving = study.serving
     if serving is not None:
-        wanted = {serving.task} | (set(serving.two_adapters) if "adapters_2" in serving.arms else set())
+        wanted = serving.served_tasks(())
         found += [f"serving: task '{t}' is not one of the study's tasks" for t in sorted(wanted - set(study.tasks))]
         if serving.seed not in study.seeds:
             found.append(f"serving.seed: {serving.seed} is not one of seeds {list(study.seeds)}")
@@ -236,15 +276,49 @@ class Tracking(Frozen):
         return "off" if value is False else value
 
 
+class RaySpec(Frozen):
+    """A Ray cluster (extra `cluster`)."""
+
+    address: str = "auto"
+    """`host:port` of the head; auto: RAY_ADDRESS, or the cluster that this host is part of."""
+    gpus_per_step: Annotated[float, Field(ge=0)] = 1
+    """GPUs a step takes on a cluster that has any; a fraction lets several steps share one."""
+    node_retries: Annotated[int, Field(ge=0)] = 3
+    """How often a step is started anew because its machine was lost, beside `retries`."""
+
+
+class SlurmSpec(Frozen):
+    """A Slurm cluster (extra `slurm`). Each step is one job on one node."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_min: PositiveInt = 1440
+    """Time limit of a job in minutes."""
+    gpus_per_step: Annotated[int, Field(ge=0)] = 1
+    mem_gb: PositiveInt | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines before the step, e.g. `module load cuda`."""
+    options: dict[str, str] = {}
+    """Any further sbatch option by its long name, e.g. {constraint: h100}."""
+
+
 class Execution(Frozen):
     """The `execution:` half: where and how, never what."""
 
     paths: Paths = Paths()
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local: this machine. ray, slurm: every step is a task or job of a cluster that shares the working folder."""
+    ray: RaySpec = RaySpec()
+    slurm: SlurmSpec = SlurmSpec()
     jobs: PositiveInt | None = None
-    """Steps at once; None: one per CPU core, or one per GPU."""
+    """Steps at once; None: as many as the CPU cores carry, on GPUs as many as fit into their memory."""
     threads: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    retries: int = 1
+    retries: NonNegativeInt = 1
+    """Of one step, after a crash, an unexpected error or the time limit."""
+    retry_budget: NonNegativeInt = 20
+    """Of one run, all steps together."""
     step_timeout_s: PositiveInt | None = None
     placement: dict[str, dict[Kind, tuple[TaskName, ...] | Literal["all"]]] = {}
     """machine -> kind -> tasks. A kind that no machine names runs anywhere; data steps run wherever they are needed."""

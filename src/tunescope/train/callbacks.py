@@ -71,41 +71,41 @@ class LayerWatch:
         groups = [[p for p in model.parameters() if p.requires_grad and id(p) not in inside]]
         groups += [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
         self._groups = {f"grad_norm/layer_{k}": group for k, group in enumerate(groups) if group}
-        self._values: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
         self._real_BT: Tensor | None = None
         for k, layer in enumerate(layers, start=1):
             layer.register_forward_hook(self._hook(f"activation_rms/layer_{k}"))
 
-    def _due(self, step: int) -> bool:
+    def due(self, step: int) -> bool:
+        """Whether a step's values are logged."""
         return step == 1 or step % self.log_every == 0
 
     def look(self, step: int, inputs: Mapping[str, Any]) -> None:
         """Watch the coming forward pass if its step is a log step."""
-        if self._due(step):
-            columns = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
-            self._real_BT = columns[None] < inputs["lengths"][:, None]
+        self._real_BT = inputs["real_BT"] if self.due(step) else None
 
     def _hook(self, name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             if self._real_BT is not None:
                 hidden = (output[0] if isinstance(output, tuple) else output).detach()
-                self._values[name] = hidden[self._real_BT].float().square().mean().sqrt()
+                squares_BT = hidden.float().square().mean(-1)  # no indexing by the mask: the GPU would have to be waited for
+                self.values[name] = (squares_BT.where(self._real_BT, 0).sum() / self._real_BT.sum()).sqrt()
 
         return keep
 
     def gradients(self, step: int) -> None:
         """Gradient norms of the layers, before they are clipped."""
         self._real_BT = None
-        if not self._due(step):
+        if not self.due(step):
             return
         for name, group in self._groups.items():
             grads = [p.grad.detach().float() for p in group if p.grad is not None]
             if grads:
-                self._values[name] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                self.values[name] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
     def take(self) -> dict[str, float]:
         """The latest values, once."""
-        values, self._values = {name: float(v) for name, v in self._values.items()}, {}
+        values, self.values = {name: float(v) for name, v in self.values.items()}, {}
         return values
 
 

@@ -15,20 +15,21 @@ from transformers.trainer_callback import TrainerCallback
 
 from tunescope.data import load_examples
 from tunescope.data.tasks import get_task
+from tunescope.drift.forgetting import HeldOutText, embedded_passages
 from tunescope.drift.probe import Probe
-from tunescope.errors import StepError, StudyError
+from tunescope.errors import OutOfMemoryError, StudyError
 from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
-from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits
+from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits, start_tensors
 from tunescope.models.tokenization import encode
 from tunescope.records import StepContext, StepResult, store_root
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.schema import AdapterSpec
 
-from .batching import Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
+from .batching import Batching, Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
 from .callbacks import FlowCallback, LayerWatch, LogCallback, ProbeCallback
 from .checkpoints import Checkpoint, keep_only, latest_intact
 from .probing import DriftRecorder
-from .trainer import CompletionTrainer, Precision, build_trainer, resolve_precision, set_storage, training_arguments
+from .trainer import CompletionTrainer, Precision, build_trainer, captures, packs, resolve_precision, set_storage, training_arguments
 
 PROOF_PROMPTS = 24
 """Probe prompts on which merging, unloading and reloading are compared."""
@@ -73,6 +74,10 @@ class Reference:
     prompts: list[list[int]]
     sha256: str
     logits_NV: torch.Tensor
+    start_sha256: str = ""
+    """Frozen weights under the adapter before the first step; differs from `sha256` only when the adapter's start rewrites them (PiSSA)."""
+    start_adapter: dict[str, torch.Tensor] | None = None
+    """In that case the adapter as it started, without which what was learned cannot be told from what was moved."""
 
 
 @dataclass
@@ -84,6 +89,8 @@ class Trained:
     recorder: DriftRecorder
     reference: Reference | None
     micro: int
+    steps: Mapping[str, Any]
+    """How its steps ran: `batching`, `captured`."""
     peak: Mapping[str, float]
 
 
@@ -184,7 +191,7 @@ def train(run: Run) -> Trained:
             return _train_once(run, micro)
         except torch.OutOfMemoryError as error:
             if micro == 1:
-                raise StepError(
+                raise OutOfMemoryError(
                     "out of GPU memory at micro-batch 1: set training.gradient_checkpointing, or run fewer jobs on this GPU"
                 ) from error
             smaller = micro_batch_size(run.batch_size, micro // 2)
@@ -198,18 +205,37 @@ def train(run: Run) -> Trained:
 
 def _train_once(run: Run, micro: int) -> Trained:
     inputs, ctx = run.inputs, run.ctx
-    probe = Probe(run.task, run.probe_examples, run.tokenizer, inputs.task_spec.max_length, inputs.drift, ctx.device)
+    limit = inputs.task_spec.max_length
+    text = HeldOutText(embedded_passages(), run.tokenizer, limit)
+    probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
     rows_folder = ctx.folder / "probe" / "rows"
     checkpoint = latest_intact(run.checkpoints, rows_folder)
     keep_only(run.checkpoints, rows_folder, checkpoint)
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     model, recorder, reference = _start(run, probe)
     watch = LayerWatch(model, decoder_layers(model), inputs.training.log_every)
-    trainer = build_trainer(model, _arguments(run, micro), _dataset(run), run.selection_rows, run.pad_id, run.precision, watch=watch)
+    batching = Batching(run.pad_id, packs(inputs.training, run.precision), micro, inputs.training.micro_tokens)
+    capture = inputs.training.capture if captures(inputs.training, run.precision) else "never"
+    trainer = build_trainer(
+        model, _arguments(run), _dataset(run), run.selection_rows, batching, run.precision, capture=capture, watch=watch
+    )
     for callback in _callbacks(run, trainer, recorder, watch):
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
-    return Trained(model, state, recorder, reference, micro, _peak_memory())
+    steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
+    return Trained(model, state, recorder, reference, micro, steps, _peak_memory())
+
+
+def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
+    """Free what only training needs; says whether its steps were captured."""
+    trainer.optimizer = trainer.lr_scheduler = None
+    captured = trainer.captured
+    if captured is None:
+        return {"captured": False}
+    if captured.refused:
+        run.notes.append(f"steps could not be captured as CUDA graphs and ran plainly: {captured.refused}")
+    captured.close()
+    return {"captured": not captured.refused}
 
 
 def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None]:
@@ -224,16 +250,24 @@ def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None
         prompts = probe.tokens[:PROOF_PROMPTS]
         reference = Reference(prompts, base_sha256(model), last_token_logits(model, prompts))
         model = apply_adapter(model, adapter, stream_seed(inputs.seed, "init"))
+        _note_start(reference, model, adapter)
     recorder.start(model, exact=adapter is None or _starts_at_zero(adapter))
     set_storage(model, run.precision)
     return model, recorder, reference
+
+
+def _note_start(reference: Reference, model: Any, adapter: AdapterSpec) -> None:
+    """Record what the frozen weights are under the fresh adapter, and the adapter itself when its start rewrote them."""
+    reference.start_sha256 = reference.sha256 if _starts_at_zero(adapter) else base_sha256(model)
+    if reference.start_sha256 != reference.sha256:
+        reference.start_adapter = start_tensors(model)
 
 
 def _starts_at_zero(adapter: AdapterSpec) -> bool:
     return adapter.peft_type == "LORA" and adapter.options.get("init_lora_weights", True) in (True, "gaussian")
 
 
-def _arguments(run: Run, micro: int) -> Any:
+def _arguments(run: Run) -> Any:
     return training_arguments(
         run.inputs.training,
         folder=str(run.checkpoints),
@@ -241,7 +275,6 @@ def _arguments(run: Run, micro: int) -> Any:
         steps=run.steps,
         warmup_steps=run.warmup_steps,
         learning_rate=run.learning_rate,
-        micro=micro,
         batch=run.batch_size,
         seed=stream_seed(run.inputs.seed, "dropout"),
     )
@@ -268,9 +301,7 @@ def _go(run: Run, trainer: CompletionTrainer, checkpoint: Checkpoint | None) -> 
     if checkpoint is not None:
         run.notes.append(f"resumed at step {checkpoint.step}")
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    state = trainer.state
-    trainer.optimizer = trainer.lr_scheduler = None
-    return state
+    return trainer.state
 
 
 def _peak_memory() -> dict[str, float]:

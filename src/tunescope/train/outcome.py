@@ -19,8 +19,10 @@ from tunescope.models.lora_utils import (
     adapter_norms,
     base_sha256,
     last_token_logits,
+    load_finetuned,
     merge_equivalence,
     rank_utilisation,
+    save_as_update,
     tensor_sha256,
 )
 from tunescope.models.tokenization import completion_ids
@@ -55,7 +57,7 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     if final:
         scores = _score(run, model)
         metrics, notes = scores + metrics, notes + quality_flags(run.inputs, run.task.primary_metric, scores)
-        content += ["predictions.parquet", *_save(run, model)]
+        content += ["predictions.parquet", *_save(run, model, trained.reference)]
     _, drifts = trained.recorder.score(model, best)
     n_probe = trained.recorder.base.n
     metrics += [Metric(name=name, value=v, unit="1 - CKA", split="probe", n=n_probe) for name, v in drifts.items()]
@@ -114,15 +116,18 @@ def _score(run: Run, model: Any) -> list[Metric]:
     return list(scores)
 
 
-def _save(run: Run, model: Any) -> list[str]:
-    """Write adapter/ or model/ (fp32, the weights that were scored); returns the weight files."""
+def _save(run: Run, model: Any, reference: Reference | None) -> list[str]:
+    """Write adapter/ or model/ (fp32, the weights that were scored); returns the weight files. A kept adapter fits the untouched base."""
     folder = run.ctx.folder / ("adapter" if isinstance(model, PeftModel) else "model")
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = run.inputs.model.name  # a name, not this machine's path
     else:
         run.tokenizer.save_pretrained(folder)
-    save_weights(model, folder)
+    if reference is not None and reference.start_adapter is not None:
+        save_as_update(model, reference.start_adapter, folder)
+    else:
+        save_weights(model, folder)
     return [f"{folder.name}/{p.name}" for p in sorted(folder.glob("*.safetensors"))]
 
 
@@ -147,6 +152,7 @@ def _outputs(run: Run, trained: Trained) -> dict[str, Any]:
         "learning_rate": run.learning_rate,
         "batch_size": run.batch_size,
         "micro_batch": trained.micro,
+        **trained.steps,
         "steps_planned": run.steps,
         "warmup_steps": run.warmup_steps,
         "epochs": run.rows_seen / len(run.rows),
@@ -168,14 +174,17 @@ def loss_digest(history: list[dict[str, Any]]) -> str:
 def _adapter_proofs(run: Run, model: Any, reference: Reference, saved: bool) -> tuple[list[Metric], dict[str, Any]]:
     """The base is untouched, the rank is used so far; a saved adapter can be unloaded, loaded again and merged."""
     after = base_sha256(model)
-    used = rank_utilisation(model)
+    used = rank_utilisation(model) if reference.start_adapter is None else {}
     facts: dict[str, Any] = {
-        "base_unchanged": after == reference.sha256,
-        "base_sha256": {"before": reference.sha256, "after": after},
+        "base_unchanged": after == reference.start_sha256,
+        "base_sha256": {"before": reference.sha256, "start": reference.start_sha256, "after": after},
         "adapter_norms": adapter_norms(model),
-        "rank_utilisation": used,
         "largest_adapter_weight": max(float(t.abs().max()) for t in trained_tensors(model).values()),
     }
+    if saved and reference.start_adapter is not None:
+        model, facts["conversion_max_abs_logit_difference"] = _converted(run, model, reference)
+        used = rank_utilisation(model)
+    facts["rank_utilisation"] = used
     metrics = []
     if used:
         share = sum(row["utilisation"] for row in used.values()) / len(used)
@@ -188,6 +197,13 @@ def _adapter_proofs(run: Run, model: Any, reference: Reference, saved: bool) -> 
             Metric(name="merge_label_agreement", value=merged.label_agreement, unit="fraction", n=merged.n),
         ]
     return metrics, facts
+
+
+def _converted(run: Run, model: Any, reference: Reference) -> tuple[Any, float]:
+    """The adapter as it was saved, on the untouched base, and how far its logits are from the trained model's."""
+    trained = last_token_logits(model, reference.prompts)
+    kept = load_finetuned(run.base_path, run.ctx.folder, torch.float32, run.ctx.device)
+    return kept, float((last_token_logits(kept, reference.prompts) - trained).abs().max())
 
 
 def base_can_return(model: Any) -> bool:

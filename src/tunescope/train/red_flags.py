@@ -45,6 +45,9 @@ def adapter_flags(facts: Mapping[str, Any], proofs: Sequence[Metric], tolerance:
     gap = next((m.value for m in proofs if m.name == "merge_max_abs_logit_difference"), None)
     if gap is not None and not gap <= tolerance:
         flags.append(f"merged and adapted model differ by {gap:.2g} in a logit (tolerance {tolerance:g} in fp32)")
+    moved = facts.get("conversion_max_abs_logit_difference")
+    if moved is not None and not moved <= tolerance:
+        flags.append(f"the adapter kept for the untouched base differs by {moved:.2g} in a logit from the trained model ({tolerance:g})")
     if facts.get("unload_restores_base") is False:
         flags.append("unloading the adapter does not restore the base model's logits exactly")
     if facts.get("reload_restores_adapter") is False:

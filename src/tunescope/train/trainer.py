@@ -1,11 +1,9 @@
 """The Hugging Face Trainer with a loss on completion tokens, real-token counting and a selection loss of its own."""
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -14,10 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from tunescope.errors import StepError
+from tunescope.errors import StepError, StudyError
 from tunescope.study.schema import TrainingSpec
 
-from .batching import Row, RunDataset, collate, completion_loss, selection_loss
+from .batching import Batching, EffectiveBatch, Row, RunDataset, completion_loss, on_device, selection_loss
+from .capture import CapturedSteps
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,30 @@ def resolve_precision(wanted: str, device: str) -> Precision:
     if wanted == "auto":
         wanted = "bf16-mixed" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
     return Precision(wanted, device)  # type: ignore[arg-type]
+
+
+def packs(spec: TrainingSpec, precision: Precision) -> bool:
+    """Whether rows are flattened. auto: in half precision on a GPU, where a kernel keeps them apart (elsewhere a block mask does)."""
+    fast = precision.device.startswith("cuda") and precision.name != "fp32"
+    return spec.batching == "packed" or (spec.batching == "auto" and fast)
+
+
+def captures(spec: TrainingSpec, precision: Precision) -> bool:
+    """Whether forward and backward are captured as CUDA graphs. auto: wherever they can be.
+
+    Raises:
+        StudyError: `always` where they cannot.
+    """
+    obstacles = {
+        "execution.device is not cuda": not precision.device.startswith("cuda"),
+        "training.batching is padded, or precision fp32": not packs(spec, precision) or precision.name == "fp32",
+        "training.gradient_checkpointing is on": spec.gradient_checkpointing,
+        "training.optimizer works inside the backward pass": spec.optimizer != "adamw",
+    }
+    found = [reason for reason, there in obstacles.items() if there]
+    if spec.capture == "always" and found:
+        raise StudyError(f"training.capture is always, but {', and '.join(found)}; set capture to auto")
+    return spec.capture != "never" and not found
 
 
 def set_storage(model: nn.Module, precision: Precision) -> None:
@@ -74,6 +97,20 @@ def in_fp32(model: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
 
 
+@contextmanager
+def deterministic_backward() -> Iterator[None]:
+    """In deterministic mode, raise instead of warn: flash attention's backward takes its deterministic form only then."""
+    if not (torch.are_deterministic_algorithms_enabled() and torch.cuda.is_available()):
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+
 @dataclass
 class Window:
     """What happened since the last log."""
@@ -104,28 +141,58 @@ class Window:
 
 
 class CompletionTrainer(Trainer):
-    """Thin: the loop, accumulation, clipping, schedule, checkpoints and resuming are the Trainer's."""
+    """Thin: the loop, clipping, schedule, checkpoints and resuming are the Trainer's; a batch of its loader is an effective batch."""
 
-    def __init__(self, *, selection_rows: Sequence[Row], pad_id: int, precision: Precision, watch: Any = None, **kwargs: Any):
-        super().__init__(data_collator=partial(collate, pad_id=pad_id), eval_dataset=selection_rows, **kwargs)
-        self.selection_rows, self.pad_id, self.precision, self.watch = selection_rows, pad_id, precision, watch
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
-        self.loss_is_scaled_for_ga = True
+    def __init__(
+        self,
+        *,
+        selection_rows: Sequence[Row],
+        batching: Batching,
+        precision: Precision,
+        capture: Literal["auto", "always", "never"] = "never",
+        watch: Any = None,
+        **kwargs: Any,
+    ):
+        collator: Any = batching
+        super().__init__(data_collator=collator, eval_dataset=selection_rows, **kwargs)
+        self.selection_rows, self.batching, self.precision, self.watch = selection_rows, batching, precision, watch
         self.window = Window()
+        self.captured: CapturedSteps | None = None
+        if capture != "never":
+            data: Any = self.train_dataset
+            trained: Any = self.model
+            self.captured = CapturedSteps(trained, batching.pad_id, data.longest, self._loss, watch, required=capture == "always")
 
-    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: Any) -> tuple[list, int]:
-        """One effective batch as micro-batches, and its number of completion tokens."""
+    def get_batch_samples(self, epoch_iterator: Iterator[EffectiveBatch], num_batches: int, device: Any) -> tuple[list, int]:
+        """One effective batch, and its number of completion tokens."""
         self.window.start()
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        self.window.real_tokens += sum(b["real_tokens"] for b in batches)
-        return batches, sum(b["targets"].numel() for b in batches)
+        step = next(epoch_iterator, None)
+        if step is None:
+            return [], 0
+        self.window.real_tokens += step.real_tokens
+        return [step], step.completion_tokens
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Share of this micro-batch in the mean loss of the effective batch (nats a completion token)."""
+    def training_step(self, model: nn.Module, inputs: EffectiveBatch, num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]
+        """Accumulate the gradient of the mean loss of an effective batch (nats a completion token); returns that loss."""
+        model.train()
+        step = self.state.global_step + 1
+        with deterministic_backward():
+            if self.captured is not None:
+                return self.captured.run(inputs, step)
+            losses = [self._backward(self.batching.batch(rows), inputs.completion_tokens, step) for rows in inputs.parts]
+        return torch.stack(losses).sum()
+
+    def _backward(self, batch: dict[str, Any], tokens: int, step: int) -> Tensor:
+        batch = on_device(batch, self.args.device)
         if self.watch is not None:
-            self.watch.look(self.state.global_step + 1, inputs)
+            self.watch.look(step, batch)
+        loss = self._loss(batch) / tokens
+        loss.backward()
+        return loss.detach()
+
+    def _loss(self, batch: dict[str, Any]) -> Tensor:
         with self.precision.context():
-            return completion_loss(model, inputs) / num_items_in_batch
+            return completion_loss(self.model, batch)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.watch is not None:
@@ -145,8 +212,8 @@ class CompletionTrainer(Trainer):
         model: Any = self.model
         model.eval()
         with self.precision.context():
-            size = self.args.per_device_eval_batch_size
-            loss = selection_loss(model, self.selection_rows, self.pad_id, size, str(self.args.device))
+            batching = replace(self.batching, most_rows=self.args.per_device_eval_batch_size)
+            loss = selection_loss(model, self.selection_rows, batching, str(self.args.device))
         if not torch.isfinite(torch.tensor(loss)):
             raise StepError(f"selection loss is {loss} at step {self.state.global_step}: lower the learning rate of this method")
         metrics = {"eval_loss": loss}
@@ -179,7 +246,6 @@ def training_arguments(
     steps: int,
     warmup_steps: int,
     learning_rate: float,
-    micro: int,
     batch: int,
     seed: int,
 ) -> TrainingArguments:
@@ -189,9 +255,8 @@ def training_arguments(
     return TrainingArguments(
         output_dir=folder,
         max_steps=steps,
-        per_device_train_batch_size=micro,
+        per_device_train_batch_size=batch,  # the effective batch; CompletionTrainer cuts it into micro-batches
         per_device_eval_batch_size=spec.eval_batch,
-        gradient_accumulation_steps=batch // micro,
         learning_rate=learning_rate,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
@@ -226,7 +291,7 @@ def build_trainer(
     arguments: TrainingArguments,
     rows: RunDataset,
     selection_rows: Sequence[Row],
-    pad_id: int,
+    batching: Batching,
     precision: Precision,
     **extras: Any,
 ) -> CompletionTrainer:
@@ -238,7 +303,7 @@ def build_trainer(
         args=arguments,
         train_dataset=rows,
         selection_rows=selection_rows,
-        pad_id=pad_id,
+        batching=batching,
         precision=precision,
         **extras,
     )

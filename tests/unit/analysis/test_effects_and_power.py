@@ -13,14 +13,12 @@ from tunescope.analysis.effects import (
     anova,
     cohens_dz,
     hedges_correction,
-    mcnemar,
     paired_anova,
     pooled_correlation,
     tukey,
     within_correlation,
 )
-from tunescope.analysis.inference import crossed_t
-from tunescope.analysis.power import Components, components, detectable_margin, power
+from tunescope.analysis.inference import Components, components, crossed_t, detectable_margin, mcnemar, power
 
 
 @pytest.mark.parametrize(("n10", "n01"), [(1, 7), (12, 5), (0, 3), (9, 9), (40, 41)])

@@ -11,6 +11,7 @@ from simulated_store import small_study, write_store
 from tunescope.analysis.frames import collect
 from tunescope.analysis.payloads import baseline_results, deployment_results, drift_results, final_report_json
 from tunescope.analysis.statistical_analysis import analyse
+from tunescope.study.registration import FILE, registration
 from tunescope.study.schema import AdapterSpec, MethodSpec, ServingSpec, TaskSpec
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -314,3 +315,43 @@ def test_the_registered_cells_must_be_in_the_grid(tmp_path_factory):
 
 def test_findings_do_not_depend_on_the_run(good, found_good):
     assert findings_of(good) == found_good
+
+
+def test_a_margin_changed_after_the_runs_is_not_confirmatory(good):
+    study = small_study(analysis=STUDY.analysis.model_copy(update={"overhead_limit": 0.5}))
+    found = findings_of(good, study=study)
+    marked = {c.id for c in found.claims if not c.confirmatory}
+    assert marked == {"overhead", "hypothesis"}
+    assert claim(found, "overhead").notes[0] == "not confirmatory: registered plan changed (overhead.limit 0.3 → 0.5)"
+    assert found.registered_plan.changes == ["overhead.limit 0.3 → 0.5"] and "not confirmatory" in found.answer[2]
+
+
+def test_seeds_added_later_stay_out_of_the_claims(tmp_path_factory):
+    seeds = (*STUDY.seeds, 7, 8)
+    root = simulated(tmp_path_factory, "added", small_study(seeds=seeds), seeds=seeds, n_examples=200)
+    (root / FILE).write_text(json.dumps(registration(STUDY, NOW, "train")))
+    found = findings_of(root, study=small_study(seeds=seeds))
+    assert claim(found, "quality/sst2").n_seeds == claim(found, "drift/sst2").n_seeds == 3
+    assert all(c.confirmatory for c in found.claims) and found.registered_plan.added_seeds == [7, 8]
+    assert not any("seed-7" in s or "seed-8" in s for c in found.claims for s in c.steps)
+    assert {row[2] for row in found.statistics["added_seeds"]["rows"]} == {5}
+
+
+def test_runs_without_a_registration_are_not_confirmatory(copy):
+    (copy / FILE).unlink()
+    found = findings_of(copy)
+    assert not any(c.confirmatory for c in found.claims) and "no registration was kept" in found.claims[0].notes[0]
+
+
+def test_what_is_not_decided_says_what_it_would_take(tmp_path_factory):
+    found = findings_of(simulated(tmp_path_factory, "open", quality_gap=0.03, n_examples=100, drift_ratio=0.8, overhead=0.3))
+    rows = {row[0]: row for row in found.statistics["undecided"]["rows"]}
+    assert {c.id for c in found.claims if c.verdict == "inconclusive"} == set(rows)
+    assert "seeds" in rows["quality/rte"][2] and "examples" in rows["quality/rte"][2] and "true reduction" in rows["drift/rte"][2]
+
+
+def test_the_practical_threshold_and_advice_follow_the_verdicts(found_good, found_bad):
+    assert {r[6] for r in found_good.statistics["practical_threshold"]["rows"]} == {"equivalent within 3 %"}
+    assert {r[6] for r in found_bad.statistics["practical_threshold"]["rows"]} == {"loses more than 3 %"}
+    assert "can take the place of" in found_good.statistics["advice"]["rows"][0][1]
+    assert "use full" in found_bad.statistics["advice"]["rows"][0][1]

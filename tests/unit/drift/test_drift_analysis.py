@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunescope.drift.drift_analysis import critical_layers, run_drift, thirds
+from tunescope.drift.contrast import critical_layers, thirds
+from tunescope.drift.drift_analysis import run_drift
 from tunescope.drift.gram import StatesError
 from tunescope.drift.progress_slice import drift_at, first_step_at
 from tunescope.drift.states import ProbeStates, save_states

@@ -150,9 +150,25 @@ def test_next_token_and_token_states(model):
 def test_token_states_stay_within_their_budget(model, monkeypatch):
     monkeypatch.setattr(probe_module, "TOKEN_BYTES", 4 * 16 * 4 * 30)  # 30 tokens over 4 layers
     probe = make()
-    kept = probe.states(model).extras["tokens.1"]
-    lengths = np.cumsum([len(ids) - 1 for ids in probe.tokens])
-    assert len(kept) == lengths[lengths <= 30][-1]
+    kept = probe.states(model).extras["tokens.2"]
+    assert len(kept) == 30
+    for row, found in probe_module.token_sample([len(ids) for ids in probe.tokens], 30).items():
+        with torch.no_grad():
+            hidden = model(torch.tensor([probe.tokens[row]]), output_hidden_states=True).hidden_states[2][0]
+        for position, place in found:
+            assert np.allclose(kept[place], hidden[position], atol=1e-6)
+
+
+def test_the_token_sample_is_spread_over_all_prompts_and_never_holds_position_0():
+    lengths = [2, 50, 7, 2, 100, 30]
+    everything = probe_module.token_sample(lengths, 10**6)
+    assert {row: [p for p, _ in found] for row, found in everything.items()} == {r: list(range(1, n)) for r, n in enumerate(lengths)}
+    assert [place for found in everything.values() for _, place in found] == list(range(sum(lengths) - 6))
+    some = probe_module.token_sample(lengths, 37)
+    assert sum(len(found) for found in some.values()) == 37
+    assert all(1 <= p < lengths[row] for row, found in some.items() for p, _ in found)
+    shares = {row: len(found) / 37 for row, found in some.items()}
+    assert all(abs(shares.get(r, 0) - (n - 1) / (sum(lengths) - 6)) <= 1 / 37 for r, n in enumerate(lengths))
 
 
 def test_non_finite_states_name_run_and_layer():

@@ -16,6 +16,7 @@ from fake_steps import calls, control
 from tunescope.run.driver import Policy
 from tunescope.run.environment import environment, worker_environment
 from tunescope.run.files import read_json, write_json
+from tunescope.run.gpus import Gpu, GpuRoom
 from tunescope.run.lease import Process, Taken, hold, read_lease
 from tunescope.run.local import PRELOAD, LocalExecutor
 from tunescope.run.selection import Selection
@@ -125,8 +126,7 @@ def test_one_lease_at_a_time(tmp_path):
 
 def test_the_heartbeat_notices_a_dead_driver(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    me = Process.current()
-    driver = Process(me.host, child.pid, psutil.Process(child.pid).create_time())
+    driver = Process.of(child.pid)
     noticed: list[bool] = []
     with hold(tmp_path, Process.parse(str(driver)), lambda: noticed.append(True)):
         child.kill()
@@ -216,7 +216,7 @@ def test_plain_workers_start_with_their_gpu_and_end_on_time(tmp_path, monkeypatc
     """The way of CUDA and of serving: a new interpreter, one GPU name a slot."""
     monkeypatch.chdir(tmp_path)
     session = Session.open("quickstart", ["execution.tracking.wandb=off"])
-    executor = LocalExecutor(2, 1, "cuda", gpus=["7", "8"])
+    executor = LocalExecutor(2, 1, "cuda", GpuRoom([Gpu("7", 2**30), Gpu("8", 2**30)], lambda step_id: 0, 1))
     for step_id in ("data/rte", "data/mrpc"):
         step = session.plan[step_id]
         inputs = step.inputs.model_dump(mode="json")
@@ -225,7 +225,7 @@ def test_plain_workers_start_with_their_gpu_and_end_on_time(tmp_path, monkeypatc
             launch=session.launch().model_copy(update={"device": "cuda"}),
         )  # fmt: skip
         executor.submit(step_id, "data", session.store.prepare(record))
-    seen = {psutil.Process(worker.pid).environ().get("CUDA_VISIBLE_DEVICES") for _, worker in executor._workers.values()}
+    seen = {psutil.Process(worker.pid).environ().get("CUDA_VISIBLE_DEVICES") for worker in executor._workers.values()}
     ended = wait_for(lambda: executor.poll(1.0), 120)
     assert seen == {"7", "8"}
     ended += wait_for(lambda: executor.poll(1.0), 120) if len(ended) < 2 else []

@@ -8,7 +8,7 @@ import pytest
 
 from tunescope.errors import PrerequisiteError, StepError, StudyError
 from tunescope.records import StepContext
-from tunescope.serve import deployment_bench, session
+from tunescope.serve import deployment_bench, launches, session
 from tunescope.serve.deployment_bench import check_vllm, run_serve, vllm_available
 from tunescope.study.inputs import ServeInputs
 from tunescope.study.schema import ModelSpec, ServingSpec
@@ -42,7 +42,7 @@ class Fakes:
         self.folder.mkdir()
         self.tracker, self.progress, self.weights = Silent(), [], "v1"
         monkeypatch.setattr(deployment_bench, "check_vllm", lambda device: "0.32.0")
-        monkeypatch.setattr(deployment_bench, "run_launch", self.child)
+        monkeypatch.setattr(launches, "run_launch", self.child)
         fake = types.ModuleType("tunescope.serve.prepare")
         fake.prepare, fake.folder_sha256 = self.prepare, lambda folder: f"{folder.name}-{self.weights}"
         fake.describe = lambda a: {"name": a.name, "path": f"/adapters/{a.name}"}

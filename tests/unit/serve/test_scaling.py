@@ -6,7 +6,9 @@ import pytest
 from scipy import stats
 
 from launch_rows import cell, row
-from tunescope.serve.scaling import break_even, fieller, fit_line, lack_of_fit, overhead_model, recommendations, summary
+from tunescope.analysis.crossed import fieller
+from tunescope.analysis.regression import lack_of_fit
+from tunescope.serve.scaling import break_even, model_of, overhead_model, recommendations, summary
 
 
 def engines(overheads, launches=10, noise=0.0, seed=0, batch=4):
@@ -36,7 +38,7 @@ def test_the_covariance_is_hc3():
     beta = inverse @ design.T @ y
     weight = ((y - design @ beta) / (1 - np.einsum("ij,jk,ik->i", design, inverse, design))) ** 2
     expected = inverse @ (design.T * weight) @ design @ inverse
-    model = fit_line(points)
+    model = model_of(points)
     assert np.array(model.covariance) == pytest.approx(expected)
     half = stats.t.ppf(0.95, 3) * math.sqrt(expected[1, 1])
     assert model.slope_interval == pytest.approx((beta[1] - half, beta[1] + half))
@@ -65,7 +67,7 @@ def test_lack_of_fit_p_is_uniform_on_a_straight_line():
 
 
 def test_fieller_with_a_known_numerator_inverts_the_interval_of_the_denominator():
-    low, high = fieller(num=6.0, den=2.0, var_num=0.0, var_den=0.04, cov=0.0, t=2.0)
+    low, high = fieller(top=6.0, bottom=2.0, v11=0.0, v12=0.0, v22=0.04, quantile=2.0)
     assert (low, high) == pytest.approx((6 / 2.4, 6 / 1.6))
 
 
@@ -75,13 +77,13 @@ def test_fieller_with_a_known_denominator_is_a_plain_interval():
 
 def test_fieller_limits_solve_its_quadratic():
     num, den, v_num, v_den, cov, t = 3.0, 1.5, 0.2, 0.05, -0.04, 1.8
-    for limit in fieller(num, den, v_num, v_den, cov, t):
+    for limit in fieller(num, den, v_num, cov, v_den, t):
         assert (num - limit * den) ** 2 == pytest.approx(t * t * (v_num - 2 * limit * cov + limit**2 * v_den))
 
 
 def test_fieller_is_unbounded_when_the_denominator_is_not_clear_of_zero():
-    assert fieller(1.0, 0.1, 0.1, 0.01, 0.0, 2.0) == (None, None)
-    assert fieller(1.0, 0.0, 0.1, 0.01, 0.0, 2.0) == (None, None)
+    assert fieller(1.0, 0.1, 0.1, 0.0, 0.01, 2.0) == (None, None)
+    assert fieller(1.0, 0.0, 0.1, 0.0, 0.01, 2.0) == (None, None)
 
 
 def test_break_even_is_where_the_line_meets_the_limit():

@@ -32,7 +32,7 @@ def problems(name, *overrides):
     return caught.value.problems
 
 
-@pytest.mark.parametrize("name", ["quickstart", "pilot", "lora_vs_full"])
+@pytest.mark.parametrize("name", ["quickstart", "pilot", "lora_vs_full", "ablations", "peft_variants"])
 def test_built_in_studies_load(name):
     assert name in builtin_studies()
     assert load_study(name).study.name == name

@@ -11,6 +11,7 @@ from tiny_training import PAD, some_rows, tiny
 from tunescope.models.lora_utils import apply_adapter
 from tunescope.study.schema import AdapterSpec
 from tunescope.train.batching import (
+    Batching,
     Row,
     RunDataset,
     collate,
@@ -79,7 +80,7 @@ def test_collate_points_at_the_token_before_each_target():
     assert list(zip(batch["rows"].tolist(), batch["columns"].tolist(), batch["targets"].tolist(), strict=True)) == [
         (0, 1, 7), (0, 2, 8), (1, 0, 9),
     ]  # fmt: skip
-    assert batch["real_tokens"] == 6 and batch["lengths"].tolist() == [4, 2]
+    assert batch["real_BT"].tolist() == [[True] * 4, [True, True, False, False]]
 
 
 def test_selection_loss_is_the_token_mean_whatever_the_batch_size():
@@ -87,7 +88,7 @@ def test_selection_loss_is_the_token_mean_whatever_the_batch_size():
     tokens = sum(len(r.input_ids) - r.prompt_length for r in rows)
     expected = float(reference_loss(model, rows)) / tokens
     for size in (1, 4, 17):
-        assert selection_loss(model, rows, PAD, size, "cpu") == pytest.approx(expected, rel=1e-5)
+        assert selection_loss(model, rows, Batching(PAD, False, size), "cpu") == pytest.approx(expected, rel=1e-5)
 
 
 @given(st.integers(1, 50), st.integers(1, 200), st.integers(0, 2**32 - 1))

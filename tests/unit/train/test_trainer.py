@@ -11,21 +11,20 @@ from tunescope.errors import StepError
 from tunescope.models.loading import decoder_layers
 from tunescope.models.lora_utils import apply_adapter, base_sha256
 from tunescope.study.schema import AdapterSpec, TrainingSpec
-from tunescope.train.batching import RunDataset
+from tunescope.train.batching import Batching, RunDataset
 from tunescope.train.callbacks import FlowCallback, LayerWatch, stale_evaluations
 from tunescope.train.trainer import Precision, build_trainer, in_fp32, resolve_precision, set_storage, training_arguments
 
 
-def fit(folder: Path, model, *, micro: int, steps: int = 6, rate: float = 1e-3, **changes: object):
+def fit(folder: Path, model, *, micro: int, steps: int = 6, rate: float = 1e-3, packed: bool = False, **changes: object):
     """Train on 6 batches of 8 tiny rows; returns the trainer."""
     rows = some_rows(48)
     spec = TrainingSpec(**({"log_every": 1, "eval_every": 3, "checkpoint_every": 100} | changes))
-    arguments = training_arguments(
-        spec, folder=str(folder), device="cpu", steps=steps, warmup_steps=1, learning_rate=rate, micro=micro, batch=8, seed=1
-    )
+    arguments = training_arguments(spec, folder=str(folder), device="cpu", steps=steps, warmup_steps=1, learning_rate=rate, batch=8, seed=1)
     watch = LayerWatch(model, decoder_layers(model), spec.log_every)
     order = np.arange(48)[: 8 * steps]
-    trainer = build_trainer(model, arguments, RunDataset(rows, order), some_rows(10, seed=9), PAD, Precision("fp32", "cpu"), watch=watch)
+    data, batching = RunDataset(rows, order), Batching(PAD, packed, micro)
+    trainer = build_trainer(model, arguments, data, some_rows(10, seed=9), batching, Precision("fp32", "cpu"), watch=watch)
     trainer.add_callback(FlowCallback(trainer.window, 3, folder))
     trainer.train()
     return trainer
@@ -45,9 +44,10 @@ def test_accumulation_changes_nothing(tmp_path):
     assert tokens[0] == tokens[1] and sum(tokens[0]) == sum(len(r.input_ids) for r in some_rows(48))
 
 
-def test_golden_losses(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_golden_losses(tmp_path, packed):
     """Kept through refactorings; rtol covers other CPUs and BLAS builds."""
-    trainer = fit(tmp_path, tiny(), micro=8, rate=1e-2)
+    trainer = fit(tmp_path, tiny(), micro=8, rate=1e-2, packed=packed)
     assert losses(trainer) == pytest.approx(GOLDEN, rel=2e-4)
 
 
@@ -91,9 +91,7 @@ def test_schedule_is_linear_to_zero(tmp_path):
 
 def test_warm_up_must_be_shorter_than_the_run(tmp_path):
     with pytest.raises(StepError, match="not shorter than the run"):
-        training_arguments(
-            TrainingSpec(), folder=str(tmp_path), device="cpu", steps=5, warmup_steps=5, learning_rate=1, micro=1, batch=1, seed=1
-        )
+        training_arguments(TrainingSpec(), folder=str(tmp_path), device="cpu", steps=5, warmup_steps=5, learning_rate=1, batch=1, seed=1)
 
 
 def test_non_finite_selection_loss_stops_the_run(tmp_path):

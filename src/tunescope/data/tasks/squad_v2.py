@@ -104,10 +104,12 @@ def best_threshold(rows: Sequence[ScoredRow], scores: Sequence[float]) -> tuple[
 def _sweep(rows: list[ScoredRow], exact: list[float], f1: list[float]) -> list[Metric]:
     if any(r.no_answer_probability is None for r in rows):
         return []
-    best_exact, _ = best_threshold(rows, exact)
-    best_f1, threshold = best_threshold(rows, f1)
-    at = Metric(name="best_f1_threshold", value=threshold, unit="probability", split="test", n=len(rows))
-    return [fraction("best_exact", best_exact, len(rows)), fraction("best_f1", best_f1, len(rows)), at]
+    found = []
+    for name, scores in (("best_exact", exact), ("best_f1", f1)):
+        best, threshold = best_threshold(rows, scores)
+        at = Metric(name=f"{name}_threshold", value=threshold, unit="probability", split="test", n=len(rows))
+        found += [fraction(name, best, len(rows)), at]
+    return found
 
 
 def _effective(golds: Sequence[str]) -> list[str]:

@@ -1,0 +1,89 @@
+"""Advice for deployment, each with the conditions it holds under. Follows the verdicts; adds none."""
+
+from collections.abc import Iterator
+
+from tunescope.study.schema import Study
+
+from .answer import percent
+from .findings import Claim
+from .serving import overhead_summary
+from .tables import Material, Table, table
+from .verdicts import NAMES
+
+Row = tuple[str, str, str]
+
+
+def advice_table(m: Material) -> Table:
+    """What to do, and when that holds."""
+    by_id = {c.id: c for c in m.claims}
+    rows = [*_quality(m), *_drift(m, by_id["drift/all"]), *_serving(m, by_id)]
+    note = "Advice follows the verdicts; where nothing is decided it says so. It holds for what was measured, under the conditions named."
+    steps = [s for c in m.claims for s in c.steps]
+    return table("Advice for deployment", ("question", "advice", "holds for"), rows, note, steps)
+
+
+def _quality(m: Material) -> Iterator[Row]:
+    spec, conditions = m.study.analysis, _training_conditions(m.study)
+    share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
+    words = {
+        "supported": f"{ours} can take the place of {theirs}: it keeps at least {share} of its score",
+        "contradicted": f"use {theirs} where the score counts: {ours} loses more than {percent(1 - spec.quality_retained, 0)} of it",
+        "inconclusive": f"not decided here: compare {ours} and {theirs} on your own data before choosing",
+    }
+    for claim in (c for c in m.claims if c.dimension == "quality" and c.task and c.estimate is not None):
+        yield f"Which method for {NAMES[str(claim.task)]}?", words[claim.verdict] + _figure(claim), conditions + _status(claim)
+
+
+def _drift(m: Material, claim: Claim) -> Iterator[Row]:
+    if claim.estimate is None:
+        return
+    ours, theirs = m.study.analysis.candidate_method, m.study.analysis.reference_method
+    words = {
+        "supported": f"prefer {ours} where later work builds on the base model's representations",
+        "contradicted": f"do not choose {ours} over {theirs} for its drift",
+        "inconclusive": "drift is no ground to choose between the methods yet",
+    }
+    yield "Does it matter how far the model moves?", words[claim.verdict] + _figure(claim), _training_conditions(m.study) + _status(claim)
+
+
+def _serving(m: Material, claims: dict[str, Claim]) -> Iterator[Row]:
+    overhead, conditions = claims["overhead"], _serving_conditions(m)
+    if overhead.estimate is None:
+        yield "Merge, or serve adapters side by side?", "not measured: merged adapters run as the full model does", "any engine"
+        return
+    words = {
+        "supported": "serve adapters side by side where one engine for several tasks is worth the measured cost",
+        "contradicted": "merge and run one engine a task: side by side costs more than the limit",
+        "inconclusive": "not decided: merge where latency counts, until more launches decide",
+    }
+    yield "Merge, or serve adapters side by side?", words[overhead.verdict] + _figure(overhead), conditions + _status(overhead)
+    for line in overhead_summary(m.frames, m.study).get("recommendations", []):
+        yield "Serving in detail", line, conditions
+
+
+def _figure(claim: Claim) -> str:
+    low, high = claim.interval or (None, None)
+    limits = f", 90 % interval {percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+    return f" ({claim.estimate_name} {percent(claim.estimate)}{limits})"
+
+
+def _status(claim: Claim) -> str:
+    return "" if claim.confirmatory else "; not confirmatory"
+
+
+def _training_conditions(study: Study) -> str:
+    adapter = study.methods[study.analysis.candidate_method].adapter
+    what = f", {adapter.peft_type} r = {adapter.r} on {_modules(adapter.target_modules)}" if adapter else ""
+    return f"{study.model.name}{what}, rates of the searched grid, {len(study.seeds)} seeds, this data ({study.data.source})"
+
+
+def _modules(names: tuple[str, ...] | str) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
+
+
+def _serving_conditions(m: Material) -> str:
+    spec = m.study.analysis
+    outputs = [m.frames.outputs(step) for step in m.frames.of_kind("serve")]
+    device = "on a CPU" if any(o.get("cpu_figures") for o in outputs) else "on this GPU"
+    batches = ", ".join(map(str, spec.overhead_batch_sizes))
+    return f"{m.study.model.name} {device}, batches of {batches}, prompts of {spec.overhead_prompt_length} tokens, greedy"

@@ -1,0 +1,39 @@
+"""What may count as confirmatory: claims rest on registered seeds only, and say when the registered plan has changed."""
+
+from tunescope.study.registration import PlanCheck
+from tunescope.study.schema import Study
+
+from .findings import Claim
+from .frames import Frames
+
+NOT_CONFIRMATORY = "not confirmatory: "
+
+
+def registered_part(frames: Frames, study: Study, check: PlanCheck) -> tuple[Frames, Study]:
+    """Frames and study without the final runs of seeds that were added after the plan was fixed."""
+    kept = tuple(s for s in study.seeds if s not in check.added_seeds)
+    if not check.added_seeds or not kept:
+        return frames, study
+    runs = frames.steps[(frames.steps.kind == "train") & (frames.steps.role == "final") & frames.steps.seed.isin(check.added_seeds)]
+    return frames.without(runs.step_id), study.model_copy(update={"seeds": kept})
+
+
+def labelled(claims: list[Claim], frames: Frames, check: PlanCheck) -> list[Claim]:
+    """The claims, those marked that the registered plan no longer covers. Before any final run there is nothing to mark."""
+    looked = bool(frames.final_runs)
+    return [_labelled(claim, _why_not(claim.dimension, check)) for claim in claims] if looked else claims
+
+
+def _why_not(dimension: str, check: PlanCheck) -> str:
+    if check.damaged:
+        return "the registration kept with the runs is unreadable or was edited"
+    if check.registered is None:
+        return "no registration was kept, so the plan cannot be shown to be older than the runs"
+    changes = check.concerning(dimension)
+    return f"registered plan changed ({'; '.join(changes)})" if changes else ""
+
+
+def _labelled(claim: Claim, why: str) -> Claim:
+    if not why:
+        return claim
+    return claim.model_copy(update={"confirmatory": False, "notes": [NOT_CONFIRMATORY + why, *claim.notes]})

@@ -1,0 +1,75 @@
+"""Keeping the registered plan: written when the first final run starts, never changed once a final run has a result."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunescope.errors import PrerequisiteError
+from tunescope.study.plan import Plan
+from tunescope.study.power import Pilot, PowerRow, planned_power, power_lines, sizes_of_tests
+from tunescope.study.registration import FILE, check_plan, registered_plan, registration
+from tunescope.study.schema import Study, TaskName
+
+from .files import read_json, write_json
+from .store import Store
+
+_FINAL = "train/*/*/final/*/result.json"
+
+
+def register(study: Study, store: Store, step_id: str) -> None:
+    """Fix the plan at the start of a final run, unless it is fixed: a plan may be rewritten only while no final run has ever finished."""
+    kept = kept_registration(store)
+    if _looked(store) or (kept is not None and kept.get("plan") == registered_plan(study)):
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(store.root / FILE, registration(study, now, step_id))
+
+
+def kept_registration(store: Store) -> dict[str, Any] | None:
+    """registration.json as it is; None when there is none, {} when it cannot be read."""
+    path = store.root / FILE
+    return (read_json(path) or {}) if path.exists() else None
+
+
+def _looked(store: Store) -> bool:
+    """Whether any final run, superseded ones too, has left a result that could have been looked at."""
+    found = (place.glob(pattern) for place, pattern in ((store.root / "steps", _FINAL), (store.attic(), f"*/{_FINAL}")))
+    return any(True for paths in found for _ in paths)
+
+
+def design(plan: Plan, store: Store, pilot: Path | None) -> dict[str, Any]:
+    """The registered plan and its power, as JSON types."""
+    check = check_plan(plan.study, kept_registration(store))
+    return {"registered_plan": asdict(check), "power": [asdict(row) for row in _power(plan, store, pilot)]}
+
+
+def design_lines(plan: Plan, store: Store, pilot: Path | None) -> list[str]:
+    """The registered plan and its power, in words."""
+    return [*check_plan(plan.study, kept_registration(store)).lines(), *power_lines(plan.study, _power(plan, store, pilot))]
+
+
+def _power(plan: Plan, store: Store, pilot: Path | None) -> list[PowerRow]:
+    """Test sizes come from finished data steps where there are any."""
+    known: dict[TaskName, int] = {}
+    for task in plan.study.tasks:
+        result, _ = store.result(f"data/{task}")
+        n = result.metric("examples", "test") if result else None
+        if n:
+            known[task] = int(n)
+    return planned_power(plan.study, sizes_of_tests(plan.study, known), _pilot(plan.study, pilot) if pilot else None)
+
+
+def _pilot(study: Study, folder: Path) -> dict[TaskName, Pilot]:
+    """Spreads measured in a finished pilot, by its own study file and at this study's margin."""
+    from tunescope.analysis.frames import collect
+    from tunescope.analysis.pilot import measured
+    from tunescope.study.load import load_study
+
+    if not (folder / "study.yaml").is_file():
+        raise PrerequisiteError(f"--pilot {folder}: no study.yaml there; name the folder of a pilot's runs, e.g. runs/pilot")
+    pilot = load_study(str(folder / "study.yaml")).study
+    found = measured(collect(folder, pilot), pilot, study.analysis.quality_retained)
+    if not found:
+        raise PrerequisiteError(f"--pilot {folder}: no task has two seeds of both methods with predictions; finish the pilot first")
+    return found
