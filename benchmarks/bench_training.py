@@ -97,7 +97,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A name in parts. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
+    """A name taken apart. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
@@ -333,7 +333,7 @@ def main() -> None:
     if options.profile_small:
         from small_profile import profile_small
 
-        profile_small(options.device, options.shape, SHAPES[options.shape])
+        profile_small(options.device, SHAPES[options.shape])
         return
     setup = Setup(options.device, options.shape, options.warmup, options.seconds)
     runs = None if options.runs is None else tuple(int(n) for n in options.runs.split(","))

@@ -91,7 +91,8 @@ class Trained:
     micro: int
     steps: Mapping[str, Any]
     """How its steps ran: `batching`, `captured`."""
-    peak: Mapping[str, float]
+    peaks: dict[str, Mapping[str, float]]
+    """Peak memory in bytes of each phase so far."""
 
 
 def run_train(inputs: TrainInputs, ctx: StepContext) -> StepResult:
@@ -212,7 +213,10 @@ def _train_once(run: Run, micro: int) -> Trained:
     checkpoint = latest_intact(run.checkpoints, rows_folder)
     keep_only(run.checkpoints, rows_folder, checkpoint)
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
+    forget_peak()
     model, recorder, reference = _start(run, probe)
+    peaks = {"startup": peak_memory()}
+    forget_peak()
     watch = LayerWatch(model, decoder_layers(model), inputs.training.log_every)
     batching = Batching(run.pad_id, packs(inputs.training, run.precision), micro, inputs.training.micro_tokens)
     capture = inputs.training.capture if captures(inputs.training, run.precision) else "never"
@@ -223,7 +227,7 @@ def _train_once(run: Run, micro: int) -> Trained:
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
     steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
-    return Trained(model, state, recorder, reference, micro, steps, _peak_memory())
+    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()})
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
@@ -241,8 +245,6 @@ def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
 def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None]:
     """Load the base, probe it, put the adapter on, and check that the model is still the base."""
     inputs, device = run.inputs, run.ctx.device
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
     model: Any = load_model(run.base_path, dtype=torch.float32, device=device)
     recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder)
     adapter, reference = inputs.method_spec.adapter, None
@@ -304,8 +306,16 @@ def _go(run: Run, trainer: CompletionTrainer, checkpoint: Checkpoint | None) -> 
     return trainer.state
 
 
-def _peak_memory() -> dict[str, float]:
-    """Highest use so far, in bytes."""
+def forget_peak() -> None:
+    """Begin a phase whose peak memory counts by itself (GPU only: a process's resident set has one peak)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, float]:
+    """Highest use since the last `forget_peak`, in bytes."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return {
             "peak_memory_allocated_bytes": torch.cuda.max_memory_allocated(),

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from tunescope.records import Metric, StepResult
 
 from .callbacks import selection_losses
 from .evaluate import evaluate, write_predictions
-from .finetune import Reference, Run, Trained
+from .finetune import Reference, Run, Trained, forget_peak, peak_memory
 from .red_flags import adapter_flags, quality_flags, training_flags
 from .trainer import save_weights
 
@@ -42,6 +43,7 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     """Score the checkpoint with the best selection loss and build the step's result."""
     model, state = trained.model, trained.state
     best = int(state.best_global_step or 0)
+    forget_peak()
     load_weights(model, run.checkpoints / f"checkpoint-{best}")
     model.float().eval()
     trainable, total = parameter_counts(model)
@@ -241,7 +243,15 @@ def _resources(run: Run, trained: Trained, trainable: int, total: int) -> list[M
         ("real_tokens", tokens, "tokens"),
         ("theoretical_flops_per_token", flops_per_token(run, trained.model, trainable, total), "FLOP"),
     ]
-    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + [Metric(name=n, value=v, unit="bytes") for n, v in trained.peak.items()]
+    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + _peaks(trained.peaks | {"scoring": peak_memory()})
+
+
+def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> list[Metric]:
+    """Peak memory of the whole step, and on a GPU of its phases."""
+    names = next(iter(peaks.values()))
+    rows = [Metric(name=name, value=max(phase.get(name, 0.0) for phase in peaks.values()), unit="bytes") for name in names]
+    phases = [(phase, name) for phase in peaks for name in peaks[phase] if name != "peak_rss_bytes"]
+    return rows + [Metric(name=f"{phase}_{name}", value=peaks[phase][name], unit="bytes") for phase, name in phases]
 
 
 def flops_per_token(run: Run, model: Any, trainable: int, total: int) -> float:
