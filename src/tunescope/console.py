@@ -200,7 +200,7 @@ def counts(states: Iterable[StepState]) -> str:
     return " · ".join(f"{found[s]} {s}" for s in STATUSES if found[s]) or "no steps"
 
 
-def status_lines(states: States, ids: Iterable[str]) -> list[str]:
+def status_lines(states: States, ids: Iterable[str], flags: Iterable[tuple[str, str]]) -> list[str]:
     """A line per step that is not done (many waiting ones of a kind and task share one), then red flags, then the counts."""
     wanted = set(ids)
     chosen = [s for i, s in states.items() if i in wanted]
@@ -215,8 +215,8 @@ def status_lines(states: States, ids: Iterable[str]) -> list[str]:
         first = members[0]
         name = first.step.id if len(members) == 1 else f"{group}  {len(members)} steps, the first"
         rows.append(f"todo    {name}  {first.why}")
-    flags = [f"flag    {s.step.id}  {note}" for s in chosen if s.finished for note in s.finished.result["notes"]]
-    return [*rows, *flags, counts(chosen)]
+    shown = [f"flag    {step}  {text}" for step, text in flags if step in wanted]
+    return [*rows, *shown, counts(chosen)]
 
 
 def check_lines(check: Check) -> list[str]:
@@ -229,14 +229,16 @@ def _status_detail(state: StepState) -> str:
     return f"{state.why}  {_progress(state)}" if state.status == "running" else state.why
 
 
-def watch_status(read: Callable[[], States], ids: Collection[str], every_s: float = 2.0) -> None:
+def watch_status(
+    read: Callable[[], States], ids: Collection[str], flags: Callable[[States], Iterable[tuple[str, str]]], every_s: float = 2.0
+) -> None:
     """Show the status until nothing is left to do: redrawn in place on a terminal, elsewhere printed again when it changes."""
     screen = Console(highlight=False, soft_wrap=True)
     with Live(console=screen, auto_refresh=False) if screen.is_terminal else contextlib.nullcontext() as live:
         before: list[str] = []
         while True:
             states = read()
-            lines = status_lines(states, ids)
+            lines = status_lines(states, ids, flags(states))
             if live:
                 live.update(Text("\n".join(lines)), refresh=True)
             elif lines != before:

@@ -1,6 +1,7 @@
 """Red flags: what the steps noted, and what only shows when their results lie side by side. They never change a verdict."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 from tunescope.serve.overhead import overhead_ratio
@@ -9,16 +10,17 @@ from tunescope.study.schema import Study
 from .findings import Claim, RedFlag
 from .frames import Frames
 from .overhead import launch_rows, registered_cells
-from .quality import TaskQuality
 from .scores import scalar, seeds_of
+from .step_flags import Results, comparison_flags
 
 _WIDEST = {"quality": 0.5, "drift": 1.0, "overhead": 1.0}
 """Interval widths (fractions) above which an interval says next to nothing."""
 
 
-def red_flags(frames: Frames, study: Study, qualities: list[TaskQuality], claims: list[Claim]) -> list[RedFlag]:
+def red_flags(frames: Frames, study: Study, claims: list[Claim]) -> list[RedFlag]:
     """All flags, each with the step to look at, without repeats."""
-    found = [*_notes(frames), *_unreadable(frames), *_expected(frames, study), *_edges(frames, study), *_unlearned(study, qualities)]
+    results = Results(partial(seeds_of, frames), partial(scalar, frames), frames.outputs)
+    found = [*_notes(frames), *_unreadable(frames), *comparison_flags(study, results)]
     found += [*_records(frames, study), *_latency(frames), *_falling_overhead(frames, study), *_odd_claims(claims)]
     return list(dict.fromkeys(RedFlag(step=step, text=text) for step, text in found))
 
@@ -31,42 +33,6 @@ def _notes(frames: Frames) -> Iterator[tuple[str, str]]:
 
 def _unreadable(frames: Frames) -> Iterator[tuple[str, str]]:
     yield from frames.problems
-
-
-def _expected(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
-    """Test scores outside the range the study file expects."""
-    for task, spec in study.tasks.items():
-        metric = study.analysis.primary_metric.get(task, "accuracy")
-        for method, (low, high) in spec.expect.items():
-            for step in seeds_of(frames, task, method).values():
-                value = scalar(frames, step, metric, "test")
-                if value is not None and not low <= value <= high:
-                    yield step, f"test {metric} {value:.3f} is outside the expected {low:g} to {high:g} of {method} on {task}"
-
-
-def _edges(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
-    """Selected learning rates on the edge of their grid."""
-    for task in study.tasks:
-        for method in study.methods:
-            grid, step = study.learning_rates(task, method), next(iter(seeds_of(frames, task, method).values()), None)
-            rate = frames.outputs(step).get("learning_rate") if step else None
-            if step and rate is not None and len(grid) > 1 and (rate <= min(grid) or rate >= max(grid)):
-                shown = ", ".join(f"{g:g}" for g in grid)
-                yield (
-                    step,
-                    f"{method} on {task}: the selected learning rate {rate:g} is on the edge of its grid ({shown}); the grid may decide",
-                )
-
-
-def _unlearned(study: Study, qualities: list[TaskQuality]) -> Iterator[tuple[str, str]]:
-    methods = (study.analysis.candidate_method, study.analysis.reference_method)
-    for quality in qualities:
-        if quality.gate and not quality.learned(methods):
-            step = f"baseline/{quality.task}"
-            yield (
-                step,
-                f"{quality.task}: neither {' nor '.join(methods)} beats the majority baseline: nothing was learned, no contrast is claimed",
-            )
 
 
 def _records(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:

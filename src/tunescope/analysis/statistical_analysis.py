@@ -60,7 +60,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
         missing=absent, answer=answer(claims, spec, done, planned), registered_plan=_plan(check), claims=claims, table=rows,
         baselines=baseline_rows(frames, study), costs=cost_rows(frames, study), serving=serving_rows(frames, study),
         statistics=_statistics(material, rows, absent, added), disagreements=[plain(d) for d in disagreements(frames, study)],
-        red_flags=red_flags(frames, study, qualities, claims),
+        red_flags=red_flags(frames, study, claims),
         limitations=limitations(frames, study, qualities, claims, rows, planned, done),
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunescope.run.driver import Policy
     from tunescope.run.selection import Chosen
     from tunescope.run.session import Session
-    from tunescope.run.state import StepState
+    from tunescope.run.state import States, StepState
 
 
 @app.command()
@@ -158,28 +158,34 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is done, stale (and why), running, failed, blocked or to do; and the red flags."""
+    from tunescope.analysis.step_flags import finished_flags
     from tunescope.console import status_lines, watch_status
     from tunescope.run.selection import Selection, select
     from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
     chosen = select(session.plan, Selection(kind or (), only or (), task or (), (), (), phase, machine))
+
+    def flags(states: "States") -> list[tuple[str, str]]:
+        return finished_flags(session.file.study, {i: s.finished for i, s in states.items() if s.finished})
+
     if watch and not as_json:
-        watch_status(session.states, chosen.named)
+        watch_status(session.states, chosen.named, flags)
         return
     states = session.states()
+    found = flags(states)
     if as_json:
-        rows = [_state_row(s) for i, s in states.items() if i in chosen.named]
+        rows = [_state_row(s, [text for step, text in found if step == i]) for i, s in states.items() if i in chosen.named]
         print_json({"study": session.file.study.name, "steps": rows})
         return
-    print("\n".join(status_lines(states, chosen.named)))
+    print("\n".join(status_lines(states, chosen.named, found)))
 
 
-def _state_row(state: "StepState") -> dict[str, Any]:
+def _state_row(state: "StepState", flags: list[str]) -> dict[str, Any]:
     result = state.finished.result if state.finished else {}
     return {
         "id": state.step.id, "status": state.status, "why": state.why, "changes": list(state.changes), "fingerprint": state.fingerprint,
-        "digest": state.digest, "wall_s": result.get("wall_s"), "flags": result.get("notes", []),
+        "digest": state.digest, "wall_s": result.get("wall_s"), "flags": flags,
     }  # fmt: skip
 
 

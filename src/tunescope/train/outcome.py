@@ -32,7 +32,7 @@ from tunescope.records import Metric, StepResult
 from .callbacks import selection_losses
 from .evaluate import evaluate, write_predictions
 from .finetune import Reference, Run, Trained, forget_peak, peak_memory
-from .red_flags import adapter_flags, quality_flags, training_flags
+from .red_flags import adapter_flags, training_flags
 from .trainer import save_weights
 
 MERGE_TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     final = run.inputs.role == "final"
     if final:
         scores = _score(run, model)
-        metrics, notes = scores + metrics, notes + quality_flags(run.inputs, run.task.primary_metric, scores)
+        metrics = scores + metrics
         content += ["predictions.parquet", *_save(run, model, trained.reference)]
     _, drifts = trained.recorder.score(model, best)
     n_probe = trained.recorder.base.n
