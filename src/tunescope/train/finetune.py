@@ -91,7 +91,7 @@ class Trained:
     micro: int
     steps: Mapping[str, Any]
     """How its steps ran: `batching`, `captured`."""
-    peaks: dict[str, Mapping[str, float]]
+    peaks: Mapping[str, Mapping[str, float]]
     """Peak memory in bytes of each phase so far."""
 
 

@@ -243,7 +243,7 @@ def _resources(run: Run, trained: Trained, trainable: int, total: int) -> list[M
         ("real_tokens", tokens, "tokens"),
         ("theoretical_flops_per_token", flops_per_token(run, trained.model, trainable, total), "FLOP"),
     ]
-    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + _peaks(trained.peaks | {"scoring": peak_memory()})
+    return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + _peaks({**trained.peaks, "scoring": peak_memory()})
 
 
 def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> list[Metric]:
