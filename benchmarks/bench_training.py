@@ -34,6 +34,7 @@ from stock import stock_trainer
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from tunescope.drift.hooks import decoder_layers
+from tunescope.models.loading import fuse_kernels
 from tunescope.models.lora_utils import apply_adapter
 from tunescope.study.schema import AdapterSpec, TrainingSpec
 from tunescope.train.batching import Batching, Row, RunDataset, longest_first
@@ -56,13 +57,21 @@ STEP_TOKENS = 16_384
 MICRO_TOKENS = 8_192
 RATE = 1e-5
 CELLS: dict[str, tuple[int, ...]] = {
-    "parity/lora/mixed": (1,),
-    "parity/full/mixed": (1,),
-    "parity/full/bf16": (1,),
-    "ours/lora/mixed/mrpc/b8": (1, 4, 8),
-    "ours/full/mixed/mrpc/b8": (1, 2, 3),
-    "ours/full/bf16/mrpc/b8": (1, 2, 4),
-    "stock/lora/mixed/mrpc/b8-max": (1,),
+    "parity/lora/mixed/b8": (1,),
+    "parity/lora/mixed/b8-fused": (1,),
+    "parity/full/mixed/b8": (1,),
+    "parity/full/mixed/b8-fused": (1,),
+    "parity/full/bf16/b8-fused": (1,),
+    "ours/lora/mixed/mrpc/b8-fused": (1, 4, 8),
+    "ours/full/mixed/mrpc/b8-fused": (1, 3),
+    "ours/full/bf16/mrpc/b8-fused": (1, 4),
+    "ours/lora/mixed/squad/16k-fused": (1,),
+    "ours/full/mixed/squad/16k-fused": (1,),
+    "ours/full/bf16/squad/16k-fused": (1,),
+    "ours/lora/mixed/mrpc/b8": (1, 8),
+    "ours/full/mixed/mrpc/b8": (1, 3),
+    "ours/full/bf16/mrpc/b8": (1, 4),
+    "stock/lora/mixed/mrpc/b8-max": (1, 4),
     "stock/full/mixed/mrpc/b8-max": (1,),
     "stock/full/bf16/mrpc/b8-max": (1,),
     "ours/lora/mixed/squad/16k": (1,),
@@ -74,13 +83,13 @@ CELLS: dict[str, tuple[int, ...]] = {
     "stock/full/mixed/mrpc/b8-flat": (1,),
     "ours/lora/mixed/mrpc/b8-plain": (1, 8),
     "ours/full/mixed/mrpc/b8-plain": (1,),
-    "ours/lora/mixed/squad/b8": (1, 4),
-    "ours/full/mixed/squad/b8": (1,),
+    "ours/lora/mixed/squad/b8-fused": (1, 4),
+    "ours/full/mixed/squad/b8-fused": (1,),
     "stock/lora/mixed/squad/b8-max": (1,),
     "stock/full/mixed/squad/b8-max": (1,),
     "ours/lora/mixed/mrpc/b8-padded": (1,),
-    "ours/lora/mixed/mrpc/16k": (1,),
-    "ours/full/mixed/mrpc/16k": (1,),
+    "ours/lora/mixed/mrpc/16k-fused": (1,),
+    "ours/full/mixed/mrpc/16k-fused": (1,),
 }
 """Name and numbers of runs at once, in the order in which they are measured."""
 
@@ -97,7 +106,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A name taken apart. Settings of ours: b8, 16k (packed, captured), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
+    """A name taken apart. Ours: b8, 16k (packed, captured), …-fused (Liger's kernels), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
@@ -107,7 +116,7 @@ class Cell:
 
     def batch(self, rows: list[Row]) -> int:
         """Rows of an effective batch."""
-        if self.setting != "16k":
+        if not self.setting.startswith("16k"):
             return 8
         return max(1, round(STEP_TOKENS / np.mean([len(r.input_ids) for r in rows])))
 
@@ -125,13 +134,15 @@ def draw_rows(lengths: str, n: int, vocabulary: int, seed: int = 0) -> list[Row]
     return rows
 
 
-def build_model(shape: str, device: str, method: str, precision: str, dropout: float = 0.05) -> Any:
+def build_model(shape: str, device: str, method: str, precision: str, dropout: float = 0.05, fused: bool = False) -> Any:
     """A random model whose frozen weights lose nothing in bf16, as a bf16 checkpoint; ready to train."""
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], attn_implementation="sdpa", use_cache=False))
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
+    if fused:
+        fuse_kernels(model)
     if method == "lora":
         model = apply_adapter(model, AdapterSpec(lora_dropout=dropout), 1)
     set_storage(model, our_precision(precision, device))
@@ -149,8 +160,8 @@ def our_trainer(cell: Cell, model: Any, rows: list[Row], setup: Setup, folder: s
     precision = our_precision(cell.precision, device)
     spec = TrainingSpec(
         batching="padded" if cell.setting == "b8-padded" else "packed" if device == "cpu" else "auto",
-        capture="auto" if cell.setting in ("b8", "16k") else "never",
-        micro_tokens=MICRO_TOKENS if cell.setting == "16k" else None,
+        capture="never" if cell.setting in ("b8-plain", "b8-padded") else "auto",
+        micro_tokens=MICRO_TOKENS if cell.setting.startswith("16k") else None,
         eval_every=10**9, checkpoint_every=10**9,
     )  # fmt: skip
     arguments = training_arguments(spec, folder=folder, device=device, steps=steps, warmup_steps=0, learning_rate=RATE, batch=batch, seed=1)
@@ -199,7 +210,7 @@ def measure(cell: Cell, setup: Setup, peers: Connection | None) -> dict[str, Any
     rows = rows[: len(rows) // batch * batch]
     steps = len(rows) // batch
     with tempfile.TemporaryDirectory() as folder:
-        model = build_model(setup.shape, setup.device, cell.method, cell.precision)
+        model = build_model(setup.shape, setup.device, cell.method, cell.precision, fused=cell.setting.endswith("-fused"))
         if setup.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -224,14 +235,17 @@ def peak(device: str) -> dict[str, float]:
     return {"reserved_gib": torch.cuda.max_memory_reserved() / 2**30, "allocated_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
-def parity(method: str, precision: str, setup: Setup) -> dict[str, Any]:
+def parity(method: str, precision: str, setting: str, setup: Setup) -> dict[str, Any]:
     """Losses of 12 steps on the same rows from the same weights, ours (packed, captured) against the stock Trainer (padded, plain)."""
     rows = draw_rows("mrpc", 8 * 4, SHAPES[setup.shape]["vocab_size"]) * 3
     losses: dict[str, list[float]] = {}
     for system, build in (("ours", our_trainer), ("stock", stock_trainer)):
-        cell = Cell(system, method, precision, "mrpc", "b8" if system == "ours" else "b8-longest")
+        fused = system == "ours" and setting.endswith("-fused")
+        cell = Cell(system, method, precision, "mrpc", setting if system == "ours" else "b8-longest")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build(cell, build_model(setup.shape, setup.device, method, precision, 0.0), rows, setup, folder, len(rows) // 8)
+            trainer = build(
+                cell, build_model(setup.shape, setup.device, method, precision, 0.0, fused), rows, setup, folder, len(rows) // 8
+            )
             trainer.args.logging_steps = 1
             trainer.train()
         losses[system] = [row["loss"] for row in trainer.state.log_history if "loss" in row]

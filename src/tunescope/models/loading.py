@@ -154,6 +154,28 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, attention: str = 
     return model.eval()
 
 
+def fuse_kernels(model: PreTrainedModel) -> None:
+    """Replace RMSNorm, rotary positions and gated MLPs of a model on a GPU by Liger's fused kernels, in place; its head and loss stay.
+
+    Raises:
+        PrerequisiteError: no GPU, liger-kernel is not installed, or it has no kernels for this architecture.
+    """
+    from transformers.integrations.liger import apply_liger_kernel
+    from transformers.utils import is_liger_kernel_available
+
+    if model.device.type != "cuda":
+        raise PrerequisiteError("training.fused_kernels: these kernels need a CUDA device; set it to false")
+    if not is_liger_kernel_available():
+        raise PrerequisiteError("training.fused_kernels: liger-kernel is not installed: pip install liger-kernel")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise PrerequisiteError(f"training.fused_kernels: liger-kernel has none for model type '{kind}'; set it to false")
+    left_alone = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    apply_liger_kernel(model, {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True, **left_alone})
+
+
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; tied weights count once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

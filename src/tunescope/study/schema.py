@@ -92,6 +92,8 @@ class TrainingSpec(Frozen):
     """packed: rows one after the other without padding, each attending to itself alone. auto: packed on a GPU in half precision."""
     capture: Literal["auto", "always", "never"] = "auto"
     """Forward and backward as CUDA graphs. auto: wherever packed on a GPU."""
+    fused_kernels: bool = False
+    """Norms, rotary positions and gated MLPs by Liger's fused kernels (GPU only): fewer launches, other rounding."""
     optimizer: Literal["adamw", "adamw_in_backward"] = "adamw"
     """adamw_in_backward: each weight is updated as soon as its gradient is there, which is then freed (a labelled variant)."""
     eval_batch: PositiveInt = 16

@@ -18,7 +18,7 @@ from tunescope.data.tasks import get_task
 from tunescope.drift.forgetting import HeldOutText, embedded_passages
 from tunescope.drift.probe import Probe
 from tunescope.errors import OutOfMemoryError, StudyError
-from tunescope.models.loading import decoder_layers, load_model, load_tokenizer, resolve_model
+from tunescope.models.loading import decoder_layers, fuse_kernels, load_model, load_tokenizer, resolve_model
 from tunescope.models.lora_utils import apply_adapter, base_sha256, last_token_logits, start_tensors
 from tunescope.models.tokenization import encode
 from tunescope.records import StepContext, StepResult, store_root
@@ -246,6 +246,8 @@ def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None
     """Load the base, probe it, put the adapter on, and check that the model is still the base."""
     inputs, device = run.inputs, run.ctx.device
     model: Any = load_model(run.base_path, dtype=torch.float32, device=device)
+    if inputs.training.fused_kernels:  # before the base is probed, so that base and tuned model run through the same kernels
+        fuse_kernels(model)
     recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder)
     adapter, reference = inputs.method_spec.adapter, None
     if adapter is not None:
