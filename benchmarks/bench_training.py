@@ -106,7 +106,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A name taken apart. Ours: b8, 16k (packed, captured), …-fused (Liger's kernels), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
+    """A name in parts. Ours: b8, 16k (packed, captured), …-fused (Liger), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
@@ -243,9 +243,8 @@ def parity(method: str, precision: str, setting: str, setup: Setup) -> dict[str,
         fused = system == "ours" and setting.endswith("-fused")
         cell = Cell(system, method, precision, "mrpc", setting if system == "ours" else "b8-longest")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build(
-                cell, build_model(setup.shape, setup.device, method, precision, 0.0, fused), rows, setup, folder, len(rows) // 8
-            )
+            model = build_model(setup.shape, setup.device, method, precision, 0.0, fused)
+            trainer = build(cell, model, rows, setup, folder, len(rows) // 8)
             trainer.args.logging_steps = 1
             trainer.train()
         losses[system] = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -86,15 +86,40 @@ def set_storage(model: nn.Module, precision: Precision) -> None:
 
 @contextmanager
 def in_fp32(model: nn.Module) -> Iterator[None]:
-    """Hold every weight in fp32 for a while (probes, scoring), then return it to its dtype. Lossless for weights that are bf16."""
-    stored = [(p, p.dtype) for p in model.parameters() if p.dtype != torch.float32]
-    for parameter, _ in stored:
+    """Compute in fp32 for a while (probes): each module's weights are fp32 while it runs, which is lossless for bf16.
+
+    One module at a time, so that a frozen bf16 base never stands in memory as fp32; and every weight comes back in the very storage it
+    had, because captured steps read it by address.
+    """
+    with ExitStack() as stack:
+        adapter = {id(p) for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else set()
+        # PEFT casts activations to the dtype of its small matrices before it runs them, so these are fp32 throughout.
+        stack.enter_context(_widened([p for p in model.parameters() if id(p) in adapter]))
+        for module in model.modules():
+            own = [p for p in module.parameters(recurse=False) if p.dtype != torch.float32 and id(p) not in adapter]
+            if own:
+                _widen_while_running(module, own, stack)
+        yield
+
+
+@contextmanager
+def _widened(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Put fp32 copies in place of parameters, then their own storage back."""
+    stored = [p.data for p in parameters]
+    for parameter in parameters:
         parameter.data = parameter.data.float()
     try:
         yield
     finally:
-        for parameter, dtype in stored:
-            parameter.data = parameter.data.to(dtype)
+        for parameter, data in zip(parameters, stored, strict=True):
+            parameter.data = data
+
+
+def _widen_while_running(module: nn.Module, parameters: list[nn.Parameter], stack: ExitStack) -> None:
+    """`_widened` for the time of each forward pass of a module, until the stack closes."""
+    running = ExitStack()
+    stack.callback(module.register_forward_pre_hook(lambda *_: running.enter_context(_widened(parameters)), prepend=True).remove)
+    stack.callback(module.register_forward_hook(lambda *_: running.close(), always_call=True).remove)
 
 
 @contextmanager

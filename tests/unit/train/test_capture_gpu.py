@@ -16,7 +16,7 @@ from tunescope.train.attention import varlen_attention
 from tunescope.train.batching import Batching, RunDataset, collate, completion_loss, on_device, pack
 from tunescope.train.callbacks import LayerWatch
 from tunescope.train.finetune import _determinism
-from tunescope.train.trainer import CompletionTrainer, Precision, build_trainer, set_storage, training_arguments
+from tunescope.train.trainer import CompletionTrainer, Precision, build_trainer, in_fp32, set_storage, training_arguments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -67,8 +67,20 @@ def fit(
     trainer = build_trainer(model, arguments, RunDataset(rows, order), rows[:16], batching, precision, capture=capture, watch=watch)
     if "kill" in run:
         trainer.add_callback(Kill(run["kill"]))
+    if run.get("probed"):
+        trainer.add_callback(Look())
     trainer.train(resume_from_checkpoint=run.get("resume"))
     return trainer
+
+
+class Look(TrainerCallback):
+    """Runs the model in fp32 every few steps, as a probe does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % 7 == 0:
+            with torch.no_grad(), in_fp32(model):
+                model(input_ids=torch.arange(9, device="cuda")[None], use_cache=False)
+            torch.full((1 << 20,), float("nan"), device="cuda")  # whatever was freed is overwritten
 
 
 def losses(trainer: CompletionTrainer) -> dict[int, float]:
@@ -187,3 +199,12 @@ def test_layer_statistics_of_replayed_steps(tmp_path, monkeypatch):
         monkeypatch.setattr(CompletionTrainer, "log", lambda self, logs, start=None, to=seen[name]: to.append(self.watch.take()))
         fit(tmp_path / name, "full", "bf16-mixed", packed=True, capture="always")
     assert seen["captured"] == seen["plain"] and len(seen["plain"][0]) >= 7
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", ["bf16-mixed", "bf16"])
+def test_probes_between_captured_steps_leave_the_weights_where_they_were(tmp_path, method, name):
+    probed = fit(tmp_path / "a", method, name, packed=True, capture="always", probed=True)
+    alone = fit(tmp_path / "b", method, name, packed=True, capture="always")
+    assert losses(probed) == losses(alone)
+    assert all(torch.equal(weights(probed)[k], v) for k, v in weights(alone).items())

@@ -111,14 +111,18 @@ def test_precision_on_a_cpu_is_fp32_and_bf16_storage_is_lossless():
     assert resolve_precision("bf16-mixed", "cpu").autocast
     model = tiny().to(torch.bfloat16).float()  # what a bf16 checkpoint looks like in fp32
     adapted = apply_adapter(model, AdapterSpec(r=4), 0)
-    before = base_sha256(adapted)
+    before, ids = base_sha256(adapted), torch.arange(12)[None]
+    wide = adapted.eval()(input_ids=ids).logits
     set_storage(adapted, Precision("bf16-mixed", "cpu"))
     dtypes = {("lora_" in n, p.dtype) for n, p in adapted.named_parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
-    with in_fp32(adapted):
-        assert base_sha256(adapted) == before
-        assert {p.dtype for p in adapted.parameters()} == {torch.float32}
+    places = [p.data_ptr() for p in adapted.parameters()]
+    with torch.inference_mode(), in_fp32(adapted):
+        narrow = adapted(input_ids=ids).logits
+    assert torch.equal(narrow, wide) and narrow.dtype == torch.float32
     assert {("lora_" in n, p.dtype) for n, p in adapted.named_parameters()} == dtypes
+    assert [p.data_ptr() for p in adapted.parameters()] == places, "captured steps read weights by address"
+    assert base_sha256(adapted.float()) == before
 
 
 def test_pure_bf16_leaves_rotary_frequencies_alone():
