@@ -106,7 +106,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A name in parts. Ours: b8, 16k (packed, captured), …-fused (Liger), b8-plain (packed), b8-padded; stock: b8-max, b8-flat, b1x8-max."""
+    """A name in parts. Ours: b8, 16k (packed, captured), …-fused (Liger), b8-plain, b8-padded; stock: b8-max, b8-flat, b1x8-max."""
 
     system: str
     method: str
