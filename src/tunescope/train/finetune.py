@@ -93,6 +93,8 @@ class Trained:
     """How its steps ran: `batching`, `captured`."""
     peaks: Mapping[str, Mapping[str, float]]
     """Peak memory in bytes of each phase so far."""
+    resumed: bool
+    """Whether this process took over from another, whose time it does not know."""
 
 
 def run_train(inputs: TrainInputs, ctx: StepContext) -> StepResult:
@@ -227,7 +229,7 @@ def _train_once(run: Run, micro: int) -> Trained:
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
     steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
-    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()})
+    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()}, checkpoint is not None)
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
