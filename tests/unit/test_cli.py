@@ -243,6 +243,37 @@ def test_every_python_door_leads_to_its_verb(path, monkeypatch):
     assert seen == [[verb, doors.DEFAULT_STUDY, *fixed], [verb, "quickstart", *fixed, "--task", "sst2"]]
 
 
+@pytest.mark.parametrize("path", DOORS)
+def test_every_python_door_has_a_check(path, monkeypatch):
+    """`--check` demonstrates what the door does; every kind it names is one that `tunescope check` has."""
+    import runpy
+
+    from tunescope.checks.runner import ALIASES, KINDS
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("tunescope.cli.main", lambda arguments: seen.append(list(arguments)) or 0)
+    monkeypatch.setattr(sys, "argv", [path, "--check", "--task", "sst2"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPO / path), run_name="__main__")
+    verb, *fixed = DOORS[path]
+    assert seen == [["check", "quickstart", *(fixed or doors.DEMONSTRATION[verb]), "--task", "sst2"]]
+    named = [value for option, value in zip(seen[0], seen[0][1:], strict=False) if option == "--kind"]
+    assert set(named) <= {*KINDS, *ALIASES} and (named or path == "validate_reproducibility.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--kind", "trian"], "did you mean 'train'?"),
+        (["--task", "mnli"], "--task mnli: unknown; valid here: mrpc, sst2, rte, squad_v2"),
+        (["--method", "loar", "--kind", "servee"], "did you mean 'lora'?"),
+    ],
+)
+def test_check_names_what_it_does_not_know(cli, arguments, expected):
+    code, out, err = cli("check", "quickstart", *arguments)
+    assert code == 2 and out == "" and expected in " ".join(err.split())
+
+
 @pytest.mark.parametrize("phase", ["phase1", "phase2a", "phase2b"])
 @pytest.mark.parametrize("machine", ["vm1", "vm2", "vm3"])
 def test_every_shell_door_starts_the_right_command(phase, machine, tmp_path):
