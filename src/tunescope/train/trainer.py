@@ -17,6 +17,7 @@ from tunescope.study.schema import TrainingSpec
 
 from .batching import Batching, EffectiveBatch, Row, RunDataset, completion_loss, on_device, selection_loss
 from .capture import CapturedSteps
+from .in_backward import InBackward
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,16 @@ class CompletionTrainer(Trainer):
         precision: Precision,
         capture: Literal["auto", "always", "never"] = "never",
         watch: Any = None,
+        in_backward: bool = False,
         **kwargs: Any,
     ):
         collator: Any = batching
         super().__init__(data_collator=collator, eval_dataset=selection_rows, **kwargs)
         self.selection_rows, self.batching, self.precision, self.watch = selection_rows, batching, precision, watch
         self.window = Window()
+        self.in_backward: InBackward | None = None
+        if in_backward:
+            self.in_backward = InBackward(self.model, self.args.max_grad_norm, lambda: getattr(self.optimizer, "optimizer", self.optimizer))
         self.captured: CapturedSteps | None = None
         if capture != "never":
             data: Any = self.train_dataset
@@ -204,6 +209,8 @@ class CompletionTrainer(Trainer):
         with deterministic_backward():
             if self.captured is not None:
                 return self.captured.run(inputs, step)
+            if self.in_backward is not None and len(inputs.parts) > 1:
+                raise StepError(f"training.optimizer adamw_in_backward: step {step} has {len(inputs.parts)} micro-batches, one is possible")
             losses = [self._backward(self.batching.batch(rows), inputs.completion_tokens, step) for rows in inputs.parts]
         return torch.stack(losses).sum()
 
@@ -212,7 +219,10 @@ class CompletionTrainer(Trainer):
         if self.watch is not None:
             self.watch.look(step, batch)
         loss = self._loss(batch) / tokens
-        loss.backward()
+        if self.in_backward is None:
+            loss.backward()
+        else:
+            self.in_backward.step(loss)
         return loss.detach()
 
     def _loss(self, batch: dict[str, Any]) -> Tensor:
@@ -221,8 +231,8 @@ class CompletionTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.watch is not None:
-            self.watch.gradients(self.state.global_step + 1)
-        norm = super()._clip_grad_norm(model)
+            self.watch.gradients(self.state.global_step + 1, self.in_backward.norms if self.in_backward else None)
+        norm = self.in_backward.norm if self.in_backward else super()._clip_grad_norm(model)
         self.window.clipped = self.window.clipped.to(norm.device) + (norm > self.args.max_grad_norm)
         return norm
 
