@@ -68,9 +68,9 @@ class CapturedSteps:
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
         self._handles = [p.register_post_accumulate_grad_hook(self._keep_accumulated) for p in self._trained]
-        self._linears: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad and m.bias is None]
+        self._linears: list[nn.Linear] = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad and m.bias is None]
         for linear in self._linears:
-            linear.forward = partial(_linear, linear, self._keep_product)
+            linear.forward = partial(_linear, linear, self._keep_product)  # type: ignore[method-assign]
 
     @property
     def graphs(self) -> int:
