@@ -11,7 +11,6 @@ Legend: T tokens of all rows together, M completion tokens, S sequences.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,10 +66,7 @@ class CapturedSteps:
         self._cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
-        self._handles = [p.register_post_accumulate_grad_hook(self._keep_accumulated) for p in self._trained]
-        self._linears: list[nn.Linear] = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad and m.bias is None]
-        for linear in self._linears:
-            linear.forward = partial(_linear, linear, self._keep_product)  # type: ignore[method-assign]
+        self._handles = [p.register_post_accumulate_grad_hook(self._keep) for p in self._trained]
 
     @property
     def graphs(self) -> int:
@@ -146,71 +142,24 @@ class CapturedSteps:
                 self._gradients[parameter].zero_()
         return loss.detach()
 
-    def _keep_accumulated(self, parameter: nn.Parameter) -> None:
-        """Move a gradient that autograd has accumulated into its buffer, and free it at once."""
-        if parameter.grad is not None:
-            self._keep(parameter, parameter.grad)
-            parameter.grad = None
-
-    @torch.no_grad()
-    def _keep_product(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Put the product of two matrices, a gradient, into its buffer: without a stop between where the dtypes are one."""
-        gradient = self._gradients.get(parameter)
-        if gradient is None or gradient.dtype != left.dtype or not self._first or parameter in self._touched:
-            self._keep(parameter, left @ right)
+    def _keep(self, parameter: nn.Parameter) -> None:
+        """Move a fresh gradient into its buffer, whose address all graphs share, and free it at once."""
+        if parameter.grad is None:
             return
-        torch.mm(left, right, out=gradient)
-        self._touched.add(parameter)
-
-    @torch.no_grad()
-    def _keep(self, parameter: nn.Parameter, fresh: Tensor) -> None:
-        """Put a gradient into its buffer, whose address all graphs share, or add it to what is there."""
         if parameter not in self._gradients:
             self._gradients[parameter] = torch.empty_like(parameter)
         gradient = self._gradients[parameter]
-        gradient.copy_(fresh) if self._first and parameter not in self._touched else gradient.add_(fresh)
         self._touched.add(parameter)
+        with torch.no_grad():
+            gradient.copy_(parameter.grad) if self._first else gradient.add_(parameter.grad)
+        parameter.grad = None
 
     def close(self) -> None:
-        """Release graphs, their memory and the gradients; the model's layers are as they were."""
+        """Release graphs, their memory and the gradients."""
         for handle in self._handles:
             handle.remove()
-        for linear in self._linears:
-            del linear.forward
         self._graphs.clear()
         self._gradients.clear()
-
-
-class _Linear(torch.autograd.Function):
-    """A linear layer whose weight gradient goes straight into its buffer.
-
-    Autograd would write it in full first (under autocast in bf16, then in fp32) and have it copied from there: beside the optimizer's
-    own work that is most of what a step of a whole model moves in memory. The numbers are the same.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: nn.Parameter, dtype: torch.dtype, keep: Callable[[nn.Parameter, Tensor, Tensor], None]
-    ) -> Tensor:
-        x, cast = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, cast)
-        ctx.weight, ctx.keep = weight, keep
-        return nn.functional.linear(x, cast)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
-        x, cast = ctx.saved_tensors
-        ctx.keep(ctx.weight, gradient.flatten(0, -2).T, x.flatten(0, -2))
-        return gradient @ cast if ctx.needs_input_grad[0] else None, None, None, None
-
-
-def _linear(layer: nn.Linear, keep: Callable[[nn.Parameter, Tensor, Tensor], None], x: Tensor) -> Tensor:
-    """A layer's forward pass while its steps are captured; its own where nothing is trained (probes, evaluation)."""
-    if not torch.is_grad_enabled():
-        return nn.functional.linear(x, layer.weight)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
-    return _Linear.apply(x, layer.weight, dtype, keep)
 
 
 def _flat(batch: dict[str, Any], tokens: int, completion_tokens: int) -> Tensor:
