@@ -19,7 +19,9 @@ SMALL = (
 def test_a_study_of_many_methods_ends_in_its_tables(cli, name):
     methods = load_study(name).study.methods
     rates = [f"methods.{m}.learning_rates=[{max(spec.learning_rates)}]" for m, spec in methods.items()]  # nothing to search
-    cli("run", name, "--task", "sst2", "--display", "plain", *cli.settings(*SMALL, *rates))
+    settings = cli.settings(*SMALL, *rates)
+    cli("run", name, "--task", "sst2", "--display", "plain", *settings)
+    cli("report", name, *settings)  # a part of a study is run without one
     finals = {i.split("/")[2] for i in cli.results(name) if i.startswith("train/")}
     assert finals == set(methods)
     results = cli.folder / "runs" / name / "results"

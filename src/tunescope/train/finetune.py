@@ -193,7 +193,7 @@ def train(run: Run) -> Trained:
         try:
             return _train_once(run, micro)
         except torch.OutOfMemoryError as error:
-            if micro == 1 or run.inputs.training.optimizer != "adamw":
+            if micro == 1 or run.inputs.training.optimizer == "adamw_in_backward":
                 raise OutOfMemoryError(
                     f"out of GPU memory at micro-batch {micro}, which cannot be halved: set training.gradient_checkpointing, "
                     "or run fewer jobs on this GPU"
