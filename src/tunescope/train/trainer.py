@@ -186,12 +186,12 @@ class CompletionTrainer(Trainer):
         self.selection_rows, self.batching, self.precision, self.watch = selection_rows, batching, precision, watch
         self.window = Window()
         self.in_backward: InBackward | None = None
+        trained: Any = self.model
         if in_backward:
-            self.in_backward = InBackward(self.model, self.args.max_grad_norm, lambda: getattr(self.optimizer, "optimizer", self.optimizer))
+            self.in_backward = InBackward(trained, self.args.max_grad_norm, lambda: getattr(self.optimizer, "optimizer", self.optimizer))
         self.captured: CapturedSteps | None = None
         if capture != "never":
             data: Any = self.train_dataset
-            trained: Any = self.model
             self.captured = CapturedSteps(trained, batching.pad_id, data.longest, self._loss, watch, required=capture == "always")
 
     def get_batch_samples(self, epoch_iterator: Iterator[EffectiveBatch], num_batches: int, device: Any) -> tuple[list, int]:
