@@ -222,6 +222,11 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
             frame.loc[frame.index[frame.label == "entailment"][0], "prediction"] = "entailment"
         frame["correct"] = (frame.label == frame.prediction).astype(float)
         frame.to_parquet(path)
+        result = json.loads((path.parent / "result.json").read_text())
+        for metric in result["metrics"]:
+            if metric["name"] == "accuracy" and metric["split"] == "test":
+                metric["value"] = frame.correct.mean()
+        (path.parent / "result.json").write_text(json.dumps(result))
     found = findings_of(copy)
     assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
         "nothing was learned"
