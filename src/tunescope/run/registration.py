@@ -15,6 +15,8 @@ from .files import read_json, write_json
 from .store import Store
 
 _FINAL = "train/*/*/final/*/result.json"
+RECORDED = "registered_plan"
+"""Key of a final run's provenance.json: SHA-256 of the plan that was registered when it finished."""
 
 
 def register(study: Study, store: Store, step_id: str) -> None:
@@ -32,6 +34,36 @@ def kept_registration(store: Store) -> dict[str, Any] | None:
     return (read_json(path) or {}) if path.exists() else None
 
 
+def refuse_mixed_plans(store: Store) -> None:
+    """Final runs that finished under another registered plan than the one kept here do not belong to one study.
+
+    Raises:
+        PrerequisiteError: folders of stores with different plans were merged, or registration.json was exchanged.
+    """
+    plans = _plans(store)
+    if len(plans) < 2:
+        return
+    lines = [f"  {sha[:16]}: {where[0]}" + (f" and {len(where) - 1} more" if where[1:] else "") for sha, where in plans.items()]
+    raise PrerequisiteError(
+        "\n".join([f"{store.root}: what is here stands under {len(plans)} different registered plans", *lines])
+        + f"\nkeep the stores apart; or put back the {FILE} that belongs to the runs; or remove the folders of the runs that finished under "
+        "another plan and run them again"
+    )
+
+
+def _plans(store: Store) -> dict[str, list[str]]:
+    """SHA-256 of a registered plan -> what stands under it: the kept registration, then finished final runs that recorded one."""
+    found: dict[str, list[str]] = {}
+    kept = kept_registration(store) or {}
+    if isinstance(kept.get("sha256"), str):
+        found[kept["sha256"]] = [FILE]
+    for path in sorted((store.root / "steps").glob(_FINAL)):
+        sha = (read_json(path.parent / "provenance.json") or {}).get(RECORDED)
+        if sha:
+            found.setdefault(sha, []).append(path.parent.relative_to(store.root / "steps").as_posix())
+    return found
+
+
 def _looked(store: Store) -> bool:
     """Whether any final run, superseded ones too, has left a result that could have been looked at."""
     found = (place.glob(pattern) for place, pattern in ((store.root / "steps", _FINAL), (store.attic(), f"*/{_FINAL}")))
@@ -40,12 +72,14 @@ def _looked(store: Store) -> bool:
 
 def design(plan: Plan, store: Store, pilot: Path | None) -> dict[str, Any]:
     """The registered plan and its power, as JSON types."""
+    refuse_mixed_plans(store)
     check = check_plan(plan.study, kept_registration(store))
     return {"registered_plan": asdict(check), "power": [asdict(row) for row in _power(plan, store, pilot)]}
 
 
 def design_lines(plan: Plan, store: Store, pilot: Path | None) -> list[str]:
     """The registered plan and its power, in words."""
+    refuse_mixed_plans(store)
     return [*check_plan(plan.study, kept_registration(store)).lines(), *power_lines(plan.study, _power(plan, store, pilot))]
 
 
