@@ -18,7 +18,7 @@ from tunescope.analysis.effects import (
     tukey,
     within_correlation,
 )
-from tunescope.analysis.inference import Components, components, crossed_t, detectable_margin, mcnemar, power
+from tunescope.analysis.inference import Components, components, detectable_margin, mcnemar, power
 
 
 @pytest.mark.parametrize(("n10", "n01"), [(1, 7), (12, 5), (0, 3), (9, 9), (40, 41)])
@@ -121,16 +121,6 @@ def test_detectable_margin_has_the_power_it_promises():
     assert power(sd, 0.0, 3, 300) == pytest.approx(0.05)
     assert detectable_margin(Components(1, 1, 1), 0.1, 3, 10) is None
     assert power(Components(0, 0, 0), 0.1, 3, 10) == 1 and 0 <= power(Components(1e-6, 1e-6, 1e-6), 0.5, 3, 100) <= 1
-
-
-@pytest.mark.slow
-def test_power_is_what_simulation_finds():
-    rng, sd, draws = np.random.default_rng(4), Components(0.02, 0.1, 0.3), 2000
-    hits = 0
-    for _ in range(draws):
-        parts = sd.seeds * rng.standard_normal((5, 1)) + sd.examples * rng.standard_normal((1, 150))
-        hits += crossed_t(0.03 + parts + sd.residual * rng.standard_normal((5, 150))).p <= 0.05
-    assert hits / draws == pytest.approx(power(sd, 0.03, 5, 150), abs=0.06)
 
 
 @pytest.mark.parametrize(
