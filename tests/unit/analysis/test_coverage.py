@@ -33,9 +33,9 @@ def layout(rng, seeds, examples, sd, mean=0.0):
 
 
 def answers(rng, seeds, examples, ease, spread, between, shared):
-    """Right or wrong: (candidate, reference) at a true ratio of 0.97; examples differ by `spread` and seeds by `between` on the probit scale.
+    """Right or wrong: (candidate, reference) at a true ratio of 0.97.
 
-    In a share `shared` of the cells both methods draw the same luck.
+    On the probit scale examples differ by `spread` and seeds by `between`; in a share `shared` of the cells both methods draw the same luck.
     """
     z = ease + spread * rng.standard_normal((1, examples))
     chance = [stats.norm.cdf(z + between * rng.standard_normal((seeds, 1))) for _ in range(2)]
@@ -128,9 +128,11 @@ def test_limits_of_d_z_cover_the_true_effect(n, true):
 
 @pytest.mark.parametrize(
     ("n", "p10", "p01", "at_least", "at_most"),
-    [(40, 0.1, 0.1, 0.88, 0.92), (40, 0.05, 0.15, 0.88, 0.92), (100, 0.02, 0.05, 0.88, 0.92), (60, 0.02, 0.02, 0.9, 0.94)]
-    + [(100, 0.01, 0.04, 0.87, 0.9), (40, 0.01, 0.01, 0.98, 1.0)],  # few discordant pairs: one outcome moves the coverage
-)
+    [
+        (40, 0.1, 0.1, 0.88, 0.92), (40, 0.05, 0.15, 0.88, 0.92), (100, 0.02, 0.05, 0.88, 0.92), (60, 0.02, 0.02, 0.9, 0.94),
+        (100, 0.01, 0.04, 0.87, 0.9), (40, 0.01, 0.01, 0.98, 1.0),  # few discordant pairs: one outcome moves the coverage
+    ],
+)  # fmt: skip
 def test_tango_limits_cover_the_difference(n, p10, p01, at_least, at_most):
     """Exact: the sum over all tables."""
     covered = 0.0
