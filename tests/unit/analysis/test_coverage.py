@@ -35,7 +35,7 @@ def layout(rng, seeds, examples, sd, mean=0.0):
 def answers(rng, seeds, examples, ease, spread, between, shared):
     """Right or wrong: (candidate, reference) at a true ratio of 0.97.
 
-    On the probit scale examples differ by `spread` and seeds by `between`; in a share `shared` of the cells both methods draw the same luck.
+    On the probit scale examples differ by `spread` and seeds by `between`; a share `shared` of the cells has the same luck in both methods.
     """
     z = ease + spread * rng.standard_normal((1, examples))
     chance = [stats.norm.cdf(z + between * rng.standard_normal((seeds, 1))) for _ in range(2)]
