@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.power import TTestPower
 
 from tunescope.analysis.effects import (
     anova,
@@ -18,7 +19,17 @@ from tunescope.analysis.effects import (
     tukey,
     within_correlation,
 )
-from tunescope.analysis.inference import Components, components, detectable_margin, mcnemar, power
+from tunescope.analysis.inference import (
+    Components,
+    components,
+    detectable_margin,
+    detectable_shift,
+    examples_needed,
+    mcnemar,
+    power,
+    seeds_needed,
+    units_needed,
+)
 
 
 @pytest.mark.parametrize(("n10", "n01"), [(1, 7), (12, 5), (0, 3), (9, 9), (40, 41)])
@@ -121,6 +132,25 @@ def test_detectable_margin_has_the_power_it_promises():
     assert power(sd, 0.0, 3, 300) == pytest.approx(0.05)
     assert detectable_margin(Components(1, 1, 1), 0.1, 3, 10) is None
     assert power(Components(0, 0, 0), 0.1, 3, 10) == 1 and 0 <= power(Components(1e-6, 1e-6, 1e-6), 0.5, 3, 100) <= 1
+
+
+def test_needed_numbers_are_the_smallest_that_reach_80_per_cent():
+    sd = Components(0.01, 0.15, 0.2)
+    seeds, examples = seeds_needed(sd, 0.02, 500), examples_needed(sd, 0.02, 5)
+    assert power(sd, 0.02, seeds, 500) >= 0.8 > power(sd, 0.02, seeds - 1, 500)
+    assert power(sd, 0.02, 5, examples) >= 0.8 > power(sd, 0.02, 5, examples - 1)
+    assert seeds_needed(sd, 0.001, 500) is None and examples_needed(sd, 0.001, 3) is None, "more of one alone is not enough"
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 2.5])
+def test_needed_units_are_those_of_statsmodels(ratio):
+    """TTestPower of statsmodels is the noncentral t as well, by another route."""
+    n = units_needed(1.0, ratio)
+    exact = TTestPower().solve_power(effect_size=ratio, alpha=0.05, power=0.8, alternative="larger")
+    assert n == math.ceil(float(np.squeeze(exact)))
+    shown = detectable_shift(2.0, n)
+    assert TTestPower().power(shown / 2.0, n, 0.05, alternative="larger") == pytest.approx(0.8, abs=1e-5)
+    assert units_needed(0.0, 0.1) == 2 and units_needed(1.0, -0.1) is None
 
 
 @pytest.mark.parametrize(
