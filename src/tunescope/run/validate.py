@@ -13,6 +13,7 @@ from tunescope.records import FinishedStep
 from .files import read_json, sha256_file
 from .local import LocalExecutor
 from .provenance import packages
+from .registration import refuse_mixed_plans
 from .session import Session
 from .store import Store
 
@@ -57,6 +58,7 @@ def validate(session: Session, *, full: bool, note: Note) -> Iterator[Check]:
     finished = {i: s.finished for i, s in session.states().items() if s.finished}
     if not finished:
         raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first")
+    refuse_mixed_plans(session.store)
     yield _environment(session, finished)
     yield _data(session)
     yield _artefacts(finished)
