@@ -57,13 +57,18 @@ def write_store(
     seeds: tuple[int, ...] = (42, 1337, 2024),
     launches: int = 10,
     n_examples: int = 200,
+    sampled: bool = False,
     rng: np.random.Generator,
 ) -> None:
-    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only), and the plan."""
+    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only), and the plan.
+
+    With `sampled` the examples are a random sample, as a test set is, and error rates may be counted over many stores; without it their
+    difficulties are spread evenly, and scores come out as planted.
+    """
     plan = build_plan(study)
     root.mkdir(parents=True, exist_ok=True)
     (root / FILE).write_text(json.dumps(registration(study, "2026-01-01T00:00:00+00:00", "train")))
-    sets = {task: _examples(task, n_examples, rng) for task in study.tasks}
+    sets = {task: _examples(task, n_examples, sampled, rng) for task in study.tasks}
     for step in plan.steps:
         if step.kind == "train" and (step.seed in seeds or step.role == "search"):
             _train(root, plan, step, sets, quality_gap, drift_ratio, rng)
@@ -99,10 +104,10 @@ def _finish(root: Path, step: Step, outputs: dict, metrics: list | None = None, 
     return folder
 
 
-def _examples(task: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+def _examples(task: str, n: int, sampled: bool, rng: np.random.Generator) -> pd.DataFrame:
     """Examples with a latent difficulty: a method of quality q solves those with difficulty below q."""
     frame = pd.DataFrame({"example_id": [f"validation/{i}" for i in range(n)]})
-    frame["difficulty"] = (rng.permutation(n) + 0.5) / n
+    frame["difficulty"] = rng.random(n) if sampled else (rng.permutation(n) + 0.5) / n
     if task == "squad_v2":
         frame["group"] = [f"article-{i // 20}/paragraph-{i // 5}" for i in range(n)]
         frame["article"] = [f"article-{i // 20}" for i in range(n)]

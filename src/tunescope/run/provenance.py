@@ -16,6 +16,7 @@ from tunescope import __version__
 
 from .environment import gpu_lines
 from .files import read_json, write_json
+from .registration import RECORDED, kept_registration
 from .store import StepRecord, Store
 
 
@@ -113,6 +114,8 @@ def write_provenance(store: Store, record: StepRecord) -> None:
         "data": _data_revision(record),
         "upstream": record.upstream,
     }
+    if record.inputs.get("role") == "final":
+        value[RECORDED] = (kept_registration(store) or {}).get("sha256")
     write_json(store.folder(record.id) / "provenance.json", value)
 
 
