@@ -91,6 +91,8 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
+        self._folders: dict[str, Path] = {}
+        """Kept: a driver asks for every folder after every step, and joining paths took half of that time."""
         self._judged: dict[str, tuple[Any, tuple[FinishedStep | None, str]]] = {}
         self._silent: dict[str, tuple[float, float]] = {}
         """Step id -> (heartbeat of another host, since when we see it stand still)."""
@@ -101,7 +103,10 @@ class Store:
         return cls(folder.parents[len(step_id.split("/"))])
 
     def folder(self, step_id: str) -> Path:
-        return self.root / "steps" / step_id
+        found = self._folders.get(step_id)
+        if found is None:
+            found = self._folders[step_id] = self.root / "steps" / step_id
+        return found
 
     def record(self, step_id: str) -> StepRecord | None:
         """`step.json`, None when absent or unreadable."""
@@ -125,7 +130,7 @@ class Store:
         Judged once per version of its files; a fresh Store looks again.
         """
         folder = self.folder(step_id)
-        key = (_version(folder / "result.json"), _version(folder / "step.json"))
+        key = (_version(f"{folder}/result.json"), _version(f"{folder}/step.json"))
         if key[0] is None:
             return None, ""
         known = self._judged.get(step_id)
@@ -292,10 +297,10 @@ def _sealed(value: dict[str, Any]) -> bool:
         return False
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _version(path: str) -> tuple[int, int, int] | None:
     """Changes whenever a file is replaced; None when there is none."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
