@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tunescope.checks.outcome import Check
     from tunescope.run.selection import Chosen
     from tunescope.run.state import States, StepState
+    from tunescope.run.validate import Check as Validation
+    from tunescope.run.validate import Tier
     from tunescope.study.plan import Step
 
 Mode = Literal["auto", "live", "plain", "none"]
@@ -223,6 +225,16 @@ def check_lines(check: Check) -> list[str]:
     """One check of `tunescope check`: how it ended, what was measured, how long it took; details indented."""
     took = f"  ({duration(check.seconds)})" if check.seconds >= 0.05 else ""
     return [f"{check.status}  {check.name}: {check.found}{took}", *(f"      {line}" for line in check.details)]
+
+
+def tier_lines(checks: Sequence[Validation], claims: Mapping[Tier, str]) -> list[str]:
+    """Lines of `tunescope validate` under the tier each belongs to, with the claim that it supports; then how many passed."""
+    lines = []
+    for tier, claim in claims.items():
+        mine = [f"{c.status}  {c.name}: {c.found}" for c in checks if c.tier == tier]
+        lines += [f"{tier}: {claim}", *mine] if mine else []
+    ends = Counter(c.status for c in checks)
+    return [*lines, " · ".join(f"{ends[word]} {word}" for word in ("PASS", "FAIL", "SKIP") if ends[word])]
 
 
 def _status_detail(state: StepState) -> str:
