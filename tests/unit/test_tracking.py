@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tunescope import tracking
+from tunescope import tracking_services
 from tunescope.study.schema import Tracking
 from tunescope.tracking import StepTracker, open_tracker, resolve_mode
 
@@ -236,7 +236,7 @@ class FailsLater:
 @pytest.mark.parametrize("wandb", [Broken(), FailsLater()], ids=["at start", "later"])
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_a_failing_wandb_is_reported_once_and_harms_nothing(tmp_path, monkeypatch, caplog, wandb, mode):
-    monkeypatch.setattr(tracking, "_wandb", lambda: wandb)
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: wandb)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     with caplog.at_level(logging.WARNING), track(tmp_path, mode) as tracker:
         exercise(tracker)
@@ -264,8 +264,8 @@ def exercise(tracker: StepTracker) -> None:
 
 
 def test_a_hanging_wandb_cannot_hold_up_a_step(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_wandb", lambda: time.sleep(30))
-    monkeypatch.setattr(tracking, "FINISH_S", 0.2)
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: time.sleep(30))
+    monkeypatch.setattr(tracking_services, "FINISH_S", 0.2)
     started = time.perf_counter()
     with track(tmp_path, "offline") as tracker:
         for step in range(100):

@@ -54,7 +54,7 @@ class Rerun:
 
     def _launch(self) -> Launch:
         launch = self.session.launch()
-        return launch.model_copy(update={"tracking": launch.tracking.model_copy(update={"wandb": "off"})})
+        return launch.model_copy(update={"tracking": launch.tracking.model_copy(update={"wandb": "off", "trackio": False})})
 
     def _run(self, record: StepRecord) -> FinishedStep:
         for need in record.upstream:
