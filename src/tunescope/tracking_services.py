@@ -1,17 +1,23 @@
 """The services behind a tracker: Weights & Biases and Trackio, each in a thread of its own that can neither fail nor hold up a step."""
 
+import contextlib
 import logging
 import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tunescope.records import store_root
+
 START_S = 10.0
 """Longest wait for the W&B server at the start (in the background); then the run goes on offline."""
+OFFLINE_S = 600.0
+"""How long the steps of a study take W&B for unreachable after one of them found it so."""
 FINISH_S = 30.0
 """Longest wait for a service at the end of a step; what W&B has not sent by then stays on disk for `wandb sync`."""
 SECRET = re.compile(r"API_KEY|TOKEN|SECRET|PASSWORD")
@@ -24,6 +30,11 @@ def _wandb() -> Any:
     import wandb
 
     return wandb
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    """W&B runs of a step (or report) folder that were never sent, in the order in which they were made."""
+    return [path for path in sorted((folder / "wandb").glob("offline-run-*")) if not any(path.glob("*.synced"))]
 
 
 @dataclass
@@ -123,16 +134,22 @@ class Wandb(Service):
 
     def __init__(self, folder: Path, mode: Mode, options: dict[str, Any]):
         self._folder, self._mode, self._options = folder, mode, options
+        self._mark = (store_root(folder) or folder) / "wandb-unreachable"
         super().__init__()
 
     def _start(self) -> _Run:
-        """Start the run; offline when the server cannot be reached."""
+        """Start the run; offline when the server cannot be reached.
+
+        What one step has waited for, the study's others need not: they stay offline at once for a while, and then one tries again.
+        """
+        if self._mode == "offline" or _fresh(self._mark):
+            return _Run(_wandb(), self._init("offline"))
         try:
             return _Run(_wandb(), self._init(self._mode))
         except Exception as error:
-            if self._mode == "offline":
-                raise
             _log.warning("W&B cannot be reached, going on offline (%s)", _first_line(error))
+            with contextlib.suppress(OSError):
+                self._mark.touch()
             _wandb().teardown()  # the failed attempt still holds the run id
             return _Run(_wandb(), self._init("offline"))
 
@@ -152,6 +169,14 @@ class Wandb(Service):
         run.define_metric("*", step_metric="step")
         run.define_metric("selection_loss", step_metric="step", summary="min")  # a sweep ranks runs by it
         return run
+
+
+def _fresh(mark: Path) -> bool:
+    """Whether the server was found unreachable lately."""
+    try:
+        return abs(time.time() - mark.stat().st_mtime) < OFFLINE_S
+    except OSError:
+        return False
 
 
 def _first_line(error: object) -> str:
