@@ -253,8 +253,11 @@ class Unreachable(FailsLater):
     def __init__(self):
         self.modes, self.logged = [], []
 
-    def Settings(self, mode=None, **_):
-        return SimpleNamespace(mode=mode, model_fields=("mode",))
+    class Settings:
+        model_fields = ("mode",)
+
+        def __init__(self, mode=None):
+            self.mode = mode
 
     def init(self, settings, **options):
         self.modes.append(settings.mode)

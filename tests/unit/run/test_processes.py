@@ -160,7 +160,7 @@ def test_the_fork_server_starts_no_thread_and_no_cuda():
 
 @pytest.mark.slow
 def test_the_fork_server_runs_real_data_steps(tmp_path):
-    """The default executor end to end, through the installed command, on a step that needs no model; with keys in the environment, which no file may show."""
+    """The default executor end to end, through the installed command; no file shows a key of its environment."""
     command = [sys.executable, "-m", "tunescope", "run", "quickstart", "--only", "data/rte", "--only", "data/sst2", "--display", "plain"]
     keys = {"WANDB_API_KEY": "0123456789abcdef" * 2, "HF_TOKEN": "hf_planted_planted", "RAY_AUTH_TOKEN": "ray_planted_planted"}
     variables = {**os.environ, **keys, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}
