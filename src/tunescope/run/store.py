@@ -33,6 +33,8 @@ _BOOKKEEPING = {
 }
 _TRANSIENT = ("wandb", "checkpoint", ".")
 """Prefixes of top-level names that may vanish from a finished folder (see `clean`)."""
+ASIDE = ".merging"
+"""Where folders of other stores are copied before they are moved in."""
 
 
 class Launch(BaseModel):
@@ -172,6 +174,28 @@ class Store:
             self.forget_failure(record.id)
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
+
+    def adopt(self, step_id: str, source: Path) -> bool:
+        """Take over another store's folder of a step: copied aside first, then moved in, so that no half copy is ever seen as a result.
+
+        Returns:
+            False when there is a usable result here already, or a worker is in the folder.
+        """
+        aside = self.root / ASIDE / step_id
+        shutil.rmtree(aside, ignore_errors=True)
+        if self.result(step_id)[0] is not None:
+            return False
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns("lease.json", "lease.lock"))
+        folder = self.folder(step_id)
+        with self._locked():
+            if self._taken(step_id) or self.result(step_id)[0] is not None:
+                shutil.rmtree(aside)
+                return False
+            if folder.exists():
+                self._to_attic(step_id)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside, folder)
+        return True
 
     def _taken(self, step_id: str) -> bool:
         """Whether a worker is in the folder. Another host's is given up only when its heartbeat also stands still while we watch."""
