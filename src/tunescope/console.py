@@ -252,13 +252,24 @@ def watch_status(
             states = read()
             lines = status_lines(states, ids, flags(states))
             if live:
-                live.update(Text("\n".join(lines)), refresh=True)
+                shown = fitting(lines, screen.height)
+                live.update(Text("\n".join(shown), no_wrap=True, overflow="ellipsis"), refresh=True)
             elif lines != before:
                 print("\n".join([_clock(), *lines]), flush=True)
             if all(states[i].status in ("done", "failed", "blocked") for i in ids):
                 return
             before = lines
             time.sleep(every_s)
+
+
+def fitting(lines: list[str], height: int) -> list[str]:
+    """Lines of a status that fit a screen: what runs or went wrong before what waits, and always the counts at the end."""
+    if len(lines) < height:
+        return lines
+    *rows, total = lines
+    rows.sort(key=lambda line: not line.startswith(("running", "failed", "blocked")))
+    kept = rows[: max(0, height - 3)]
+    return [*kept, f"… {len(rows) - len(kept)} more lines (`tunescope status` without --watch shows all)", total]
 
 
 def tail(lines: Sequence[str], n: int) -> list[str]:
