@@ -74,7 +74,7 @@ def _plans(stores: Sequence[Store]) -> Iterator[str]:
         if not path.exists():
             continue
         kept = read_json(path) or {}
-        if not kept.get("plan") or fingerprint(kept["plan"]) != kept.get("sha256"):
+        if not isinstance(kept.get("registered"), str) or fingerprint(kept.get("plan")) != kept.get("sha256"):
             yield f"{path}: the registered plan is unreadable or was edited; runs behind it cannot be confirmatory"
         elif first is None:
             first = path, kept
