@@ -272,10 +272,12 @@ class Paths(Frozen):
 
 
 class Tracking(Frozen):
-    """Weights & Biases. The local record is complete without it."""
+    """Weights & Biases, or Trackio. The local record is complete without either."""
 
     wandb: Literal["auto", "offline", "online", "off"] = "auto"
     """auto: online when logged in, else offline."""
+    trackio: bool = False
+    """Trackio (extra `trackio`) in place of W&B: a database on this machine, no account."""
     entity: str | None = None
     phase1_project: str = "NLP-Phase1-Training"
     phase2_project: str = "NLP-Phase2-Analysis"
