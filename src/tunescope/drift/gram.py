@@ -1,6 +1,8 @@
 """Centred Gram matrices: the form in which every kernel measure works (n <= d), built once for the base and reused."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,14 @@ def checked(states: Array, least: int = 4) -> Array:
     return array
 
 
-def check_aligned(x: Array, y: Array, same_width: bool = False) -> None:
+class Shaped(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+def check_aligned(x: Shaped, y: Shaped, same_width: bool = False) -> None:
     """Raise StatesError unless both have the same rows (and, when asked, the same width)."""
     if x.shape[0] != y.shape[0]:
         raise StatesError(f"the two sets hold different numbers of examples: {x.shape[0]} and {y.shape[0]}")
