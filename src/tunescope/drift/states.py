@@ -56,6 +56,10 @@ class ProbeStates:
             self._grams[key] = Gram(self.layers[key])
         return self._grams[key]
 
+    def forget(self, layer: int, pooling: str) -> None:
+        """Drop the kept Gram object of one layer."""
+        self._grams.pop((layer, pooling), None)
+
 
 def save_states(path: Path, states: ProbeStates, *, extras: bool = True) -> Path:
     """Write states as safetensors, atomically: `layer.{k}.{pooling}` (n, d) fp32, and the extras as `extra.{name}`."""

@@ -95,6 +95,8 @@ def _layer_rows(
             if scored and pooling == spec.primary_pooling:
                 blocks = list(block_drifts(a, b, spec.blocks))
             a.release()
+            if scored:  # a run's last probe
+                base.forget(layer, pooling)
     rows = [Row(scored, layer, pooling, name, WHOLE, value, x.shape[0]) for name, value in values.items()]
     return rows + [Row(scored, layer, pooling, "cka_drift_debiased", index, value, n) for index, value, n in blocks]
 
