@@ -222,6 +222,10 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
             frame.loc[frame.index[frame.label == "entailment"][0], "prediction"] = "entailment"
         frame["correct"] = (frame.label == frame.prediction).astype(float)
         frame.to_parquet(path)
+        result = json.loads((path.parent / "result.json").read_text())
+        for row in result["metrics"]:
+            row["value"] = float(frame.correct.mean()) if (row["name"], row["split"]) == ("accuracy", "test") else row["value"]
+        (path.parent / "result.json").write_text(json.dumps(result))
     found = findings_of(copy)
     assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
         "nothing was learned"
@@ -347,7 +351,20 @@ def test_what_is_not_decided_says_what_it_would_take(tmp_path_factory):
     found = findings_of(simulated(tmp_path_factory, "open", quality_gap=0.03, n_examples=100, drift_ratio=0.8, overhead=0.3))
     rows = {row[0]: row for row in found.statistics["undecided"]["rows"]}
     assert {c.id for c in found.claims if c.verdict == "inconclusive"} == set(rows)
-    assert "seeds" in rows["quality/rte"][2] and "examples" in rows["quality/rte"][2] and "true reduction" in rows["drift/rte"][2]
+    needed = {name: row[3] for name, row in rows.items()}
+    assert "seeds" in needed["quality/rte"] and "examples" in needed["quality/rte"] and "true reduction" in needed["drift/rte"]
+    assert rows["quality/rte"][2] == "lora and full score the same", "the assumed truth stands beside what it would take"
+    beyond = {c.id for c in found.claims if c.task and c.id in rows and c.estimate < c.margin}
+    assert beyond and beyond == {name for name, text in needed.items() if "will contradict" in text and name != "overhead"}
+
+
+def test_a_difference_between_methods_is_no_surprise_about_drift_and_quality(tmp_path_factory):
+    found = findings_of(simulated(tmp_path_factory, "apart", quality_gap=0.05, drift_ratio=0.5))
+    rows = {(row[0].split(" ~")[0], row[1]): row for row in found.statistics["correlations"]["rows"]}
+    assert rows["test quality", "within task (repeated measures)"][3] > 0.9, (
+        "full drifts more and scores more: across methods that is a relation"
+    )
+    assert not any(row[1] == "drift" and "score" in row[2] for row in found.statistics.get("surprises", {"rows": []})["rows"])
 
 
 def test_the_practical_threshold_and_advice_follow_the_verdicts(found_good, found_bad):
