@@ -8,7 +8,7 @@ Verdict = Literal["supported", "contradicted", "inconclusive"]
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Claim(_Row):

@@ -361,9 +361,7 @@ def test_what_is_not_decided_says_what_it_would_take(tmp_path_factory):
 def test_a_difference_between_methods_is_no_surprise_about_drift_and_quality(tmp_path_factory):
     found = findings_of(simulated(tmp_path_factory, "apart", quality_gap=0.05, drift_ratio=0.5))
     rows = {(row[0].split(" ~")[0], row[1]): row for row in found.statistics["correlations"]["rows"]}
-    assert rows["test quality", "within task (repeated measures)"][3] > 0.9, (
-        "full drifts more and scores more: across methods that is a relation"
-    )
+    assert rows["test quality", "within task (repeated measures)"][3] > 0.9, "full drifts more and scores more: a relation across methods"
     assert not any(row[1] == "drift" and "score" in row[2] for row in found.statistics.get("surprises", {"rows": []})["rows"])
 
 
