@@ -135,7 +135,7 @@ def main(page: Path, folder: Path) -> None:
             for scheme in ("light", "dark"):
                 tab.open(page, size, scheme)
                 tab.screenshot(folder / f"{size}-{scheme}.png")
-        tab.open(page)
+        tab.open(page, media="print")
         tab.printed(folder / "print.pdf")
     print(folder)
 

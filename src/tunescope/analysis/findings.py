@@ -137,6 +137,13 @@ class RedFlag(_Row):
     text: str
 
 
+class Limitation(_Row):
+    """What a reader may not conclude, as the data states it."""
+
+    text: str
+    steps: list[str]
+
+
 class RegisteredPlan(_Row):
     """Whether the plan was fixed before the runs."""
 
@@ -173,4 +180,4 @@ class Findings(_Row):
     disagreements: list[dict[str, Any]]
     """Examples on which methods disagree, from stored predictions: task, example_id, label, predictions by method."""
     red_flags: list[RedFlag]
-    limitations: list[str]
+    limitations: list[Limitation]

@@ -61,7 +61,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
         baselines=baseline_rows(frames, study), costs=cost_rows(frames, study), serving=serving_rows(frames, study),
         statistics=_statistics(material, rows, absent, added), disagreements=[plain(d) for d in disagreements(frames, study)],
         red_flags=red_flags(frames, study, claims),
-        limitations=limitations(frames, study, qualities, claims, rows, planned, done),
+        limitations=limitations(frames, study, qualities, claims, rows, absent),
     )  # fmt: skip
 
 

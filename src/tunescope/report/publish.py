@@ -14,9 +14,9 @@ from tunescope.study.schema import Execution, Study
 
 from .drawing import Material
 from .figures import Drawn, draw_all
-from .html import flags_table, missing_table, render
+from .html import render
 from .latex import write_tables
-from .tables import build_tables
+from .reproduce import all_tables
 
 _OURS = ("figures", "tables", "schemas")
 """Folders of results/ that hold nothing but what is written here; what an earlier report left in them is removed."""
@@ -38,9 +38,9 @@ def publish(findings: Findings, frames: Frames, root: Path, study: Study, execut
     with tempfile.TemporaryDirectory(prefix=".results-", dir=root) as name:
         fresh = Path(name)
         drawn = draw_all(Material(findings, frames, study), fresh / "figures")
-        tables = build_tables(findings, study.analysis.candidate_method)
+        tables = all_tables(findings, study.analysis.candidate_method)
         _write(findings, frames, drawn, fresh)
-        write_tables({**tables, **{t.name: t for t in (missing_table(findings), flags_table(findings)) if t.rows}}, fresh / "tables")
+        write_tables(tables, fresh / "tables")
         page = render(findings, frames, tables, drawn, root, study, execution)
         (fresh / "report.html").write_text(page, encoding="utf-8")
         _move_in(fresh, results)

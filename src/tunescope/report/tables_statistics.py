@@ -51,7 +51,8 @@ def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:
 
 def _heading(column: str) -> str:
     text = column.replace("_", " ")
-    return text if len(text) < 2 or text[:2] in ("p ", "d ") else text[0].upper() + text[1:]
+    symbol = text.split(" ")[0] in ("p", "d", "r", "n", "df", "sd")
+    return "I²" if text == "I2" else text if symbol or not text else text[0].upper() + text[1:]
 
 
 def value_text(column: str, value: Any) -> str:
@@ -66,11 +67,19 @@ def value_text(column: str, value: Any) -> str:
     if w.missing(value):
         return w.NONE
     if not isinstance(value, int | float):
-        return w.task_name(value) if column == "task" else str(value)
+        return _words(column, str(value))
     if column in ("learning_rate", "seed"):
         return w.exact(value)
     is_p = column == "p" or column.startswith(("p ", "p_")) or column.endswith(("_p", " p"))
     return w.p_value(value) if is_p else w.count(value) if isinstance(value, int) and value < 10**7 else w.number(value)
+
+
+def _words(column: str, text: str) -> str:
+    """Tasks and claims by their names, sentences with the page's signs."""
+    if column == "task":
+        return w.task_name(text)
+    dimension, _, task = text.partition("/")
+    return f"{dimension}, {w.task_name(None if task == 'all' else task)}" if column == "claim" and task else w.prose(text)
 
 
 def _plain(value: Any) -> Any:
@@ -105,4 +114,4 @@ def _predicted(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _said(value: Any) -> str:
     if value == "":
         return "(no answer)"
-    return w.shorten(value_text("", value), 120)
+    return w.shorten(value if isinstance(value, str) else value_text("", value), 120)

@@ -234,7 +234,7 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     assert got["quality/rte"] == got["drift/rte"] == got["quality/all"] == got["hypothesis"] == "inconclusive"
     assert got["quality/sst2"] == "supported"
     assert any("nothing was learned" in r.text and r.step == "baseline/rte" for r in found.red_flags)
-    assert any("RTE" in line for line in found.limitations)
+    assert any("RTE" in line.text and "baseline/rte" in line.steps for line in found.limitations)
     whole, drift = claim(found, "hypothesis").notes, claim(found, "drift/all").notes
     assert "quality/all does not enter: RTE cannot be decided" in whole and "drift/all does not enter: RTE cannot be decided" in whole
     why = [note for note in drift if note.startswith("inconclusive because")]
@@ -270,7 +270,9 @@ def test_limitations_come_from_the_data(copy):
     result = json.loads(path.read_text())
     result["outputs"] |= {"made_here": True, "comparable": False}
     path.write_text(json.dumps(result))
-    lines = " ".join(findings_of(copy).limitations)
+    found = findings_of(copy).limitations
+    assert all(line.steps for line in found)
+    lines = " ".join(line.text for line in found)
     assert "3 seeds" in lines and "2.2 million parameters" in lines and "CPU" in lines and "data of SQuAD v2 was made by rules" in lines
     assert "Partial study" not in lines
 
