@@ -15,6 +15,7 @@ from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
 from .tables import Material, Table, table
+from .verdicts import reason
 
 MOST_SEEDS = 50
 
@@ -34,6 +35,8 @@ def undecided_table(m: Material) -> Table:
 def _why(claim: Claim) -> str:
     if claim.p is None:
         return "; ".join(claim.notes) or "nothing was measured"
+    if claim.id.endswith("/all") and any(n.startswith("inconclusive because") for n in claim.notes):
+        return reason(claim)
     reasons = [n for n in claim.notes if n.startswith(_REASONS)]
     if reasons:
         return "; ".join(reasons)
@@ -52,15 +55,20 @@ def _assumed(study: Study, claim: Claim) -> str | None:
     """The truth that the needed numbers of a claim assume; None where there are none."""
     if claim.dimension == "overhead":
         return "adapters cost nothing"
-    if claim.task is None:
+    if claim.task is None or _unlearned(claim):
         return None
     names = f"{study.analysis.candidate_method} and {study.analysis.reference_method}"
     return f"{names} score the same" if claim.dimension == "quality" else f"{names} differ by the reduction named"
 
 
+def _unlearned(claim: Claim) -> bool:
+    """Whether no number of runs helps, because the reference does not beat its baselines."""
+    return any(note.startswith(("gate failed", "nothing was learned")) for note in claim.notes)
+
+
 def _against(claim: Claim) -> str:
     """What to expect instead when the estimate lies where the claim is false."""
-    if claim.estimate is None or claim.margin is None or claim.id.endswith("/all"):
+    if claim.estimate is None or claim.margin is None or claim.id.endswith("/all") or _unlearned(claim):
         return ""
     wrong = claim.estimate > claim.margin if claim.dimension == "overhead" else claim.estimate < claim.margin
     found = f"the estimate ({100 * claim.estimate:.1f} %) lies on the other side of the margin ({100 * claim.margin:g} %)"
@@ -74,13 +82,18 @@ def _takes(m: Material, claim: Claim) -> str:
         open_tasks = [c.id for c in m.claims if c.dimension == claim.dimension and c.task and c.verdict != "supported"]
         still = f"every task decided; still open or against it: {', '.join(open_tasks)}"
         return still if open_tasks else "more seeds: the tasks hold one by one"
+    if _unlearned(claim):
+        reference = m.study.analysis.reference_method
+        return f"first a {reference} that beats its baselines (more data, other rates, a larger model): no number of runs helps before"
     if claim.dimension == "quality":
         found = next((_quality(m, s) for s in m.testable if s.task == claim.task), None)
     elif claim.dimension == "drift":
         found = next((_drift(m, d) for d in m.drifts if d.task == claim.task and len(d.seeds) > 1), None)
     else:
         found = _overhead(m)
-    return found or "the missing runs first: two paired seeds at the least"
+    if found is None:
+        return "the missing runs first: two paired seeds at the least"
+    return f"the missing runs first; in all, {found}" if any(note.startswith("partial") for note in claim.notes) else found
 
 
 def _quality(m: Material, s: Paired) -> str:
