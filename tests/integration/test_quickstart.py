@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from html import unescape
 
 import pandas as pd
 import pytest
@@ -48,6 +51,18 @@ def test_named_results_exist_and_keep_to_their_schemas(quickstart, has_vllm):
     html = (root / "results/report.html").read_text()
     assert "<svg" in html and "http://" not in html.replace("http://www.w3.org", "")
     assert list((root / "results/tables").glob("*.tex")) and list((root / "results/figures").glob("*.pdf"))
+
+
+def test_commands_under_the_tables_of_the_report_work(quickstart):
+    page = (quickstart.folder / "runs/quickstart/results/report.html").read_text()
+    commands = [unescape(code) for code in re.findall(r"<code>(tunescope (?:report|run) [^<]*)</code>", page)]
+    for name in ("claims", "master", "statistics_mcnemar"):
+        recompute = next(c for c in commands if c.endswith(f"--table {name}"))
+        printed = quickstart(*shlex.split(recompute)[1:]).stdout
+        assert printed == (quickstart.folder / f"runs/quickstart/results/tables/{name}.csv").read_text()
+        rerun = commands[commands.index(recompute) + 1]
+        done = quickstart(*shlex.split(rerun)[1:], "--display", "plain")
+        assert rerun.startswith("tunescope run") and "nothing to run" in done.stdout + done.stderr
 
 
 def test_predictions_of_every_final_run_are_stored(quickstart):
