@@ -27,7 +27,7 @@ def test_a_table_computed_again_is_the_published_one(published: Published) -> No
 
 
 def test_an_unknown_table_is_refused_with_the_names_there_are(published: Published) -> None:
-    with pytest.raises(StudyError, match="--table nope: no such table.*claims, master"):
+    with pytest.raises(StudyError, match=r"--table nope: no such table.*claims, master"):
         table_csv(published.findings, "lora", "nope")
 
 
