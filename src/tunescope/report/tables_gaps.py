@@ -5,7 +5,6 @@ from typing import Any
 
 from tunescope.analysis.findings import Findings
 
-from . import wording as w
 from .tabular import Table, table_of
 
 
@@ -27,7 +26,7 @@ class _Named:
 
 def missing_table(findings: Findings) -> Table:
     """Planned steps without a result."""
-    rows: list[Any] = [_Named(m.step, m.state, m.why or w.NONE) for m in findings.missing]
+    rows: list[Any] = [_Named(m.step, m.state, m.why or "not run yet") for m in findings.missing]
     formats = [("Step", lambda r: r.step), ("State", lambda r: r.state), ("Why", lambda r: r.text)]
     return table_of("missing", "Steps without a result", rows, formats, ("Step", "State", "Why"))
 

@@ -38,8 +38,16 @@ def _own(steps: tuple[str, ...], columns: Sequence[str], line: Sequence[Any]) ->
         named["setting"] = f"search-lr{rate:g}-bs{size}"
     elif values.get("role") == "final":
         named["setting"] = "final"
-    found = tuple(s for s in steps if _concerns(s.split("/"), named))
-    return found or steps
+    found = tuple(s for s in steps if _concerns(s.split("/"), named) and _of_claim(s, str(values.get("claim", ""))))
+    return found if "claim" in values else found or steps
+
+
+def _of_claim(step: str, claim: str) -> bool:
+    """Whether a step can stand behind a claim (`quality/sst2`, `overhead`); every step can behind one on all tasks, or none."""
+    if claim == "overhead":
+        return step.startswith("serve")
+    _, _, task = claim.partition("/")
+    return task in ("", "all") or step.split("/")[1:2] == [task]
 
 
 def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:

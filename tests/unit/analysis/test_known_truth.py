@@ -157,7 +157,8 @@ def test_a_missing_run_is_named_and_blocks_its_claims_only(copy):
     assert not found.complete and found.steps_done == 57
     assert [(m.step, m.state, m.why) for m in found.missing] == [(step, "failed", "loss is not finite")]
     rte = claim(found, "quality/rte")
-    assert rte.verdict == "inconclusive" and step in rte.notes[0] and rte.estimate is not None
+    assert rte.verdict == "inconclusive" and rte.estimate is not None
+    assert f"{step} (failed: loss is not finite)" in rte.notes[0]
     assert verdicts(found)["quality/sst2"] == "supported" and verdicts(found)["quality/all"] == "inconclusive"
     assert len(found.answer) == 3 and "not decided" in found.answer[0] and "RTE" in found.answer[0] and "57 of 58" in found.answer[2]
 

@@ -92,6 +92,15 @@ def test_a_row_that_names_task_method_or_seed_keeps_only_their_steps() -> None:
     assert len(_statistic(rows=[["all tasks", "lora", 0.5]]).rows[0].steps) == 9, "what names no known task keeps all"
 
 
+def test_a_row_of_a_claim_cites_the_steps_of_its_task() -> None:
+    steps = ["train/mrpc/full/final/seed-42", "train/sst2/full/final/seed-42", "serve"]
+    rows = [["quality/mrpc", 1.0], ["quality/all", 1.0], ["overhead", 1.0]]
+    found = [row.steps for row in _statistic(columns=["claim", "p"], rows=rows, steps=steps).rows]
+    assert found == [(steps[0],), tuple(steps), ("serve",)]
+    alone = _statistic(columns=["claim", "p"], rows=[["quality/rte", None]], steps=steps).rows[0]
+    assert alone.steps == (), "a claim without runs does not borrow those of other tasks"
+
+
 def test_a_row_of_a_run_cites_that_run_and_a_row_of_two_methods_cites_both() -> None:
     runs = [f"train/mrpc/full/{s}/seed-42" for s in ("final", "search-lr5e-05-bs8", "search-lr0.001-bs8")]
     columns = ["task", "method", "role", "seed", "learning_rate", "batch_size"]
