@@ -16,7 +16,9 @@ PER_TASK = 10
 
 def percent(share: float | None, places: int = 1) -> str:
     """A fraction as per cent: 0.97 as `97.0 %`."""
-    return "-" if share is None else f"{share * 100:.{places}f} %"
+    if share is None:
+        return "-"
+    return f"{share * 100:,.0f} %" if abs(share) >= 10 else f"{share * 100:.{places}f} %"
 
 
 def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int) -> list[str]:
