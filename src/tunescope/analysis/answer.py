@@ -6,6 +6,7 @@ import pandas as pd
 
 from tunescope.study.schema import AnalysisSpec, Study
 
+from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
@@ -97,7 +98,11 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
 
 def _plan_note(claim: Claim) -> str:
     """What a reader of one sentence has to know about the registered plan."""
-    return "" if claim.confirmatory else " (not confirmatory: see the note of the claim)"
+    if claim.confirmatory:
+        return ""
+    if claim.notes[0].startswith(NOT_CONFIRMATORY):
+        return " (not confirmatory: see the note of the claim)"
+    return f" ({FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds)"
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:

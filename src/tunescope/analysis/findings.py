@@ -42,7 +42,9 @@ class Claim(_Row):
     steps: list[str]
     """Step ids every number came from."""
     confirmatory: bool = True
-    """False when the registered plan behind it changed after runs had finished; the first note says how."""
+    """False when the registered plan behind it changed after runs had finished (the first note says how), or when it rests on fewer seeds
+    than a confirmatory claim takes (the last note says so).
+    """
 
 
 class TaskRow(_Row):

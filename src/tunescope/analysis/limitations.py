@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from tunescope.serve.overhead import P99_REQUESTS
 from tunescope.study.schema import Study
 
-from .confirmatory import NOT_CONFIRMATORY
+from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
 from .findings import Claim, Limitation, Missing, TaskRow
 from .frames import Frames
 from .quality import TaskQuality
 from .scores import scalars
 from .verdicts import NAMES
 
-CONFIRMATORY_SEEDS = 5
 SMALL_MODEL = 1e8
 SMALL_TEST = 500
 Said = tuple[str, list[str]]
@@ -35,14 +34,14 @@ def _partial(frames: Frames, absent: list[Missing]) -> Iterator[Said]:
 
 
 def _design(frames: Frames, study: Study, claims: list[Claim]) -> Iterator[Said]:
-    plan = next((c for c in claims if not c.confirmatory), None)
+    plan = next((c for c in claims if c.notes and c.notes[0].startswith(NOT_CONFIRMATORY)), None)
     if plan is not None:
         yield f"Not every claim is confirmatory: {plan.notes[0].removeprefix(NOT_CONFIRMATORY)}.", plan.steps
     n, runs = len(study.seeds), frames.steps[frames.steps.kind == "train"]
     finals = list(runs[runs.role == "final"].step_id)
     if n < CONFIRMATORY_SEEDS:
         seeds = f"{n} seed{'s' if n > 1 else ''}"
-        yield f"{seeds}: a first look; claims are planned on {CONFIRMATORY_SEEDS}, and the spread between runs is poorly known.", finals
+        yield f"{seeds}: {FIRST_LOOK}; claims are planned on {CONFIRMATORY_SEEDS}, and the spread between runs is poorly known.", finals
     sizes = scalars(frames, frames.of_kind("train"), "total_parameters")
     if sizes and max(sizes) < SMALL_MODEL:
         yield f"The model has {max(sizes) / 1e6:.1f} million parameters; what holds for it need not hold for larger ones.", finals

@@ -52,7 +52,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     gate_failed = any(q.gate_failed(spec.reference_method) for q in qualities)
     whole = hypothesis(quality_all, drift_all, overhead, gate_failed, spec)
     decided = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
-    claims = _with_reasons(labelled(decided, frames, check), absent)
+    claims = _with_reasons(labelled(decided, frames, study, check), absent)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
     material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
     rows = task_rows(frames, study)

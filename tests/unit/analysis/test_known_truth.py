@@ -333,7 +333,7 @@ def test_findings_do_not_depend_on_the_run(good, found_good):
 def test_a_margin_changed_after_the_runs_is_not_confirmatory(good):
     study = small_study(analysis=STUDY.analysis.model_copy(update={"overhead_limit": 0.5}))
     found = findings_of(good, study=study)
-    marked = {c.id for c in found.claims if not c.confirmatory}
+    marked = {c.id for c in found.claims if c.notes[:1] and c.notes[0].startswith("not confirmatory")}
     assert marked == {"overhead", "hypothesis"}
     assert claim(found, "overhead").notes[0] == "not confirmatory: registered plan changed (overhead.limit 0.3 → 0.5)"
     assert found.registered_plan.changes == ["overhead.limit 0.3 → 0.5"] and "not confirmatory" in found.answer[2]
@@ -345,9 +345,20 @@ def test_seeds_added_later_stay_out_of_the_claims(tmp_path_factory):
     (root / FILE).write_text(json.dumps(registration(STUDY, NOW, "train")))
     found = findings_of(root, study=small_study(seeds=seeds))
     assert claim(found, "quality/sst2").n_seeds == claim(found, "drift/sst2").n_seeds == 3
-    assert all(c.confirmatory for c in found.claims) and found.registered_plan.added_seeds == [7, 8]
+    assert not any(n.startswith("not confirmatory") for c in found.claims for n in c.notes) and found.registered_plan.added_seeds == [7, 8]
     assert not any("seed-7" in s or "seed-8" in s for c in found.claims for s in c.steps)
     assert {row[2] for row in found.statistics["added_seeds"]["rows"]} == {5}
+
+
+@pytest.mark.parametrize("seeds", [(42, 1337, 2024), (42, 1337, 2024, 3407, 5489)])
+def test_fewer_than_five_seeds_are_a_first_look(tmp_path_factory, seeds):
+    study = small_study(seeds=seeds)
+    found = findings_of(simulated(tmp_path_factory, f"looks-{len(seeds)}", study, seeds=seeds, n_examples=200), study=study)
+    few = len(seeds) < 5
+    for c in found.claims:
+        assert c.confirmatory is (not few or c.dimension == "overhead"), c.id
+        assert any(n == "a first look: 3 seeds, where a confirmatory claim takes 5" for n in c.notes) is not c.confirmatory
+    assert ("(a first look, with fewer than 5 seeds)" in found.answer[0]) is few
 
 
 def test_runs_without_a_registration_are_not_confirmatory(copy):
