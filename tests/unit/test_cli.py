@@ -174,7 +174,8 @@ def validating(cli, faked, tmp_path, monkeypatch):
     monkeypatch.setattr("tunescope.run.rerun.LocalExecutor", lambda *a, **k: fake_steps.Inline())
     monkeypatch.setattr("tunescope.run.validate.packages", lambda: {"torch": "0"})
     monkeypatch.setattr("tunescope.run.validate.sources", lambda inputs, root: provenance.sources(inputs, root))
-    monkeypatch.setattr(reporting, "find", lambda *a, **k: (None, SimpleNamespace(model_dump=lambda mode: {"claims": []}, claims=[])))
+    monkeypatch.setattr(reporting, "find", lambda *a, **k: (None, SimpleNamespace(claims=[])))
+    monkeypatch.setattr("tunescope.analysis.payloads.final_report_json", lambda findings, study: {"claims": findings.claims})
     assert cli("run", "quickstart", "--task", "rte", *SMALL)[0] == 0
 
     def call(*arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
