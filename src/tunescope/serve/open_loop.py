@@ -20,7 +20,7 @@ from typing import Any
 from .launch import die_with_parent, prepare_environment, write_row
 from .session import tail
 
-VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+VLLM = [sys.executable, "-m", "tunescope.serve.vllm_cli"]
 METRICS = ("ttft", "tpot", "itl", "e2el")
 """As the client names them: time to first token, time per output token after the first, inter-token latency, end-to-end latency."""
 PERCENTILES = (50, 95, 99)
