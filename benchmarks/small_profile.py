@@ -74,7 +74,7 @@ def profile_small(device: str, shape: dict[str, int]) -> None:
         prepare("mrpc", DataSpec(source="sample"), Limits(train=400, selection=40, test=40), 40, folder / "data")
         maker.join()
         print("| method | variant | numbers |\n|---|---|---|")
-        for method, changes in (("lora", {}), ("full", {}), ("lora", {"capture": "never"}), ("full", {"capture": "never"})):
+        for method, changes in (("full", {}), ("lora", {}), ("full", {"capture": "never"}), ("lora", {"capture": "never"})):
             process = context.Process(target=train_once, args=(folder, method, "mrpc", device, changes))
             process.start()
             process.join()

@@ -168,7 +168,8 @@ def _train(root: Path, plan: Plan, step: Step, sets: dict, gap: float, ratio: fl
         metric("best_step", 40, "steps", None, None, None),
     ]
     outputs: dict[str, Any] = {
-        "precision": "fp32", "learning_rate": rate, "batch_size": size, "micro_batch": size, "probe_sha256": "ab" * 32,
+        "precision": "fp32", "optimizer": "adamw", "batching": "padded", "captured": False, "fused_kernels": False,
+        "learning_rate": rate, "batch_size": size, "micro_batch": size, "probe_sha256": "ab" * 32,
         "loss_digest": "cd" * 32, "weights_sha256": "ef" * 32, "truncated": {"train": 0, "test": 0, "answer_lost": 0},
         "selected_by": "selection_loss", "n_layers": LAYERS,
     }  # fmt: skip

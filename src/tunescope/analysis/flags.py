@@ -21,7 +21,7 @@ def red_flags(frames: Frames, study: Study, claims: list[Claim]) -> list[RedFlag
     """All flags, each with the step to look at, without repeats."""
     results = Results(partial(seeds_of, frames), partial(scalar, frames), frames.outputs)
     found = [*_notes(frames), *_unreadable(frames), *comparison_flags(study, results)]
-    found += [*_records(frames, study), *_latency(frames), *_falling_overhead(frames, study), *_odd_claims(claims)]
+    found += [*_records(frames, study), *_unlike(frames, study), *_latency(frames), *_falling_overhead(frames, study), *_odd_claims(claims)]
     return list(dict.fromkeys(RedFlag(step=step, text=text) for step, text in found))
 
 
@@ -45,6 +45,23 @@ def _records(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
                 lost = [name for name, ids in have.items() if step not in ids]
                 if lost:
                     yield step, f"missing records: {', '.join(lost)}"
+
+
+_SAME = ("precision", "optimizer", "fused_kernels", "batch_size")
+"""What the final runs of a task must share for their comparison to be about the method."""
+
+
+def _unlike(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
+    """Final runs of one task that were computed differently, for instance on machines of which only one has a GPU."""
+    for task in study.tasks:
+        steps = [step for method in study.methods for step in seeds_of(frames, task, method).values()]
+        for name in _SAME:
+            values = {str(frames.outputs(step).get(name)) for step in steps}
+            if len(values) > 1:
+                yield (
+                    steps[0],
+                    f"{task}: final runs differ in {name} ({', '.join(sorted(values))}): their differences are not the method's alone",
+                )
 
 
 def _latency(frames: Frames) -> Iterator[tuple[str, str]]:

@@ -112,6 +112,7 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: 
         "tie_check": tables_runs.tie_table(m),
         "overhead": tables_runs.overhead_table(m),
         "overhead_scaling": tables_runs.scaling_table(m),
+        "training_settings": tables_runs.settings_table(m),
         "merge": tables_runs.merge_table(m),
         "rank_utilisation": tables_runs.rank_table(m),
         "leakage": tables_runs.leakage_table(m),

@@ -108,6 +108,24 @@ def noise_table(m: Material) -> Table:
     return table("Noise floor of drift", columns, rows, note, steps if rows else ())
 
 
+SETTINGS = ("precision", "optimizer", "batching", "captured", "fused_kernels", "learning_rate", "batch_size")
+
+
+def settings_table(m: Material) -> Table:
+    """How the final runs were computed: what must not differ between the methods compared, and is a factor when it does."""
+    found: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
+    for step, outputs, row in _final_runs(m.frames):
+        key = (row.task, row.method, *(outputs.get(name) for name in SETTINGS))
+        found.setdefault(key, []).append((int(row.seed), step))
+    rows = [(*key, ", ".join(str(seed) for seed, _ in sorted(runs))) for key, runs in found.items()]
+    columns = ("task", "method", *(name.replace("_", " ") for name in SETTINGS), "seeds")
+    note = (
+        "The default is fp32 master weights (bf16-mixed: under bf16 autocast) with AdamW. bf16 (weights and optimizer in bf16) and "
+        "adamw_8bit are variants: figures under them are compared with nothing else. Everything is scored in fp32."
+    )
+    return table("How the final runs were computed", columns, rows, note, [step for runs in found.values() for _, step in runs])
+
+
 def merge_table(m: Material) -> Table:
     """Merged against adapter model, per adapter run."""
     rows, steps = [], []

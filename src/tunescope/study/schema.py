@@ -94,8 +94,8 @@ class TrainingSpec(Frozen):
     """Forward and backward as CUDA graphs. auto: wherever packed on a GPU."""
     fused_kernels: bool = False
     """Norms, rotary positions and gated MLPs by Liger's fused kernels (GPU only): fewer launches, other rounding."""
-    optimizer: Literal["adamw", "adamw_in_backward"] = "adamw"
-    """adamw_in_backward: each weight is updated as soon as its gradient is there, which is then freed (a labelled variant)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: moments in 8 bits by bitsandbytes, a quarter of their memory (a labelled variant; the embedding's stay in 32)."""
     eval_batch: PositiveInt = 16
     max_epochs: PositiveFloat = 3
     max_steps: PositiveInt | None = None

@@ -152,6 +152,7 @@ def _outputs(run: Run, trained: Trained) -> dict[str, Any]:
         "precision": run.precision.name,
         "scoring_precision": "fp32",
         "fused_kernels": inputs.training.fused_kernels,
+        "optimizer": inputs.training.optimizer,
         "learning_rate": run.learning_rate,
         "batch_size": run.batch_size,
         "micro_batch": trained.micro,

@@ -11,8 +11,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.utils import is_bitsandbytes_available
 
-from tunescope.errors import StepError, StudyError
+from tunescope.errors import PrerequisiteError, StepError, StudyError
 from tunescope.study.schema import TrainingSpec
 
 from .batching import Batching, EffectiveBatch, Row, RunDataset, completion_loss, on_device, selection_loss
@@ -58,7 +59,6 @@ def captures(spec: TrainingSpec, precision: Precision) -> bool:
         "execution.device is not cuda": not precision.device.startswith("cuda"),
         "training.batching is padded, or precision fp32": not packs(spec, precision) or precision.name == "fp32",
         "training.gradient_checkpointing is on": spec.gradient_checkpointing,
-        "training.optimizer works inside the backward pass": spec.optimizer != "adamw",
     }
     found = [reason for reason, there in obstacles.items() if there]
     if spec.capture == "always" and found:
@@ -287,7 +287,7 @@ def training_arguments(
         max_grad_norm=spec.max_grad_norm,
         lr_scheduler_type="linear",
         warmup_steps=warmup_steps,
-        optim="adamw_torch_fused",
+        optim=_optimizer(spec),
         logging_steps=spec.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -309,6 +309,21 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _optimizer(spec: TrainingSpec) -> str:
+    """The Trainer's name of an optimizer.
+
+    Raises:
+        PrerequisiteError: its library is not installed.
+    """
+    if spec.optimizer == "adamw":
+        return "adamw_torch_fused"
+    if not is_bitsandbytes_available():
+        raise PrerequisiteError(
+            "training.optimizer adamw_8bit: bitsandbytes is not installed: pip install bitsandbytes, or set it to adamw"
+        )
+    return "adamw_bnb_8bit"
 
 
 def build_trainer(

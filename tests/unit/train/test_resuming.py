@@ -15,7 +15,7 @@ from tunescope.study.schema import AdapterSpec
 
 pytestmark = pytest.mark.slow
 PISSA = AdapterSpec(r=4, lora_alpha=4, options={"init_lora_weights": "pissa"})
-METHODS = {"full": (None, 3e-2), "lora": (LORA, 3e-2), "pissa": (PISSA, 3e-3)}
+METHODS = {"full": (None, 3e-2), "lora": (LORA, 3e-2), "pissa": (PISSA, 3e-3), "8-bit": (None, 3e-2)}
 RUN = {"max_steps": 14, "eval_every": 2, "checkpoint_every": 3, "log_every": 1}
 
 
@@ -28,7 +28,8 @@ def data(tmp_path_factory) -> Path:
 def test_killed_at_random_steps_it_ends_bit_identical(data, tmp_path, method):
     """LoRA with its dropout; the rates are high, so that patience decides where full and LoRA end."""
     adapter, rate = METHODS[method]
-    inputs = train_inputs(adapter, rate=rate, early_stopping_patience=2, **RUN)
+    changes = {"optimizer": "adamw_8bit"} if method == "8-bit" else {}
+    inputs = train_inputs(adapter, rate=rate, early_stopping_patience=2, **RUN, **changes)
     whole = essence(train(data, tmp_path / "whole", inputs), tmp_path / "whole")
     steps = next(m["value"] for m in whole["metrics"] if m["name"] == "steps_run")
     assert method == "pissa" or steps < RUN["max_steps"]
