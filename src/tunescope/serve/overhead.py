@@ -60,7 +60,7 @@ def _table_line(arm: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     latency = np.median([e["latency_ms"] for e in entries], axis=0)
     requests, first = sum(e["requests"] for e in entries), entries[0]
     adapters = len(first["row"]["adapters"])
-    notes = [alternation(adapters, first["batch_size"])]
+    notes = [first["note"] or alternation(adapters, first["batch_size"])]
     notes += [f"p99 of {requests} requests has no upper bound"] if requests < P99_REQUESTS else []
     return {
         **{k: first[k] for k in ("batch_size", "prompt_length", "output_tokens", "sampling", "adapters_active")},
