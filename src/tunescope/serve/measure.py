@@ -15,7 +15,7 @@ Prompt = Sequence[int]
 PERCENTILES = (50, 95, 99)
 COMPILING = re.compile(r"during inference|Compiling a graph|Triton autotuning|Autotuning kernel", re.IGNORECASE)
 """Log lines of compilation. vLLM's JIT monitor writes `… during inference: …` after its own warm-up."""
-SWITCH_EVERY = (1, 4)
+SWITCH_EVERY = (1, 4, 16)
 """Requests between two adapter switches."""
 
 
@@ -189,7 +189,7 @@ def _switch_tier(engine: Engine, names: Sequence[str], every: int, pool: Sequenc
     for name in names:
         engine.generate([pool[0]], tokens, "greedy", [name])
     latencies, switched = [], []
-    for i in range(max(requests, 2 * every * len(names))):
+    for i in range(max(requests, every * len(names))):
         start = time.perf_counter()
         engine.generate([pool[i % len(pool)]], tokens, "greedy", [names[i // every % len(names)]])
         latencies.append((time.perf_counter() - start) * 1e3)

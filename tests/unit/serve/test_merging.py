@@ -85,7 +85,9 @@ def test_a_cpu_has_no_cache_to_compare_and_one_launch_no_limits():
 
 
 def test_the_memory_of_a_slot_is_what_the_engine_holds_more_than_the_base():
-    rows = planted({"base": 1.0, "adapters_2": 1.0}, weights={"base": 100 * MIB, "adapters_2": 120 * MIB}, cache={"base": 50, "adapters_2": 40})
+    rows = planted(
+        {"base": 1.0, "adapters_2": 1.0}, weights={"base": 100 * MIB, "adapters_2": 120 * MIB}, cache={"base": 50, "adapters_2": 40}
+    )
     base, two = memory_table(rows)
     assert base["bytes_per_slot"] is None and base["cache_share"] == 1 and base["cache_tokens"] == 800
     assert two["bytes_per_slot"] == 10 * MIB and two["cache_share"] == pytest.approx(0.8) and two["launches"] == 10
