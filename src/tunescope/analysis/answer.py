@@ -9,7 +9,7 @@ from tunescope.study.schema import AnalysisSpec, Study
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import ARMS, NAMES, weakest
+from .verdicts import NAMES, arm_name, weakest
 
 PER_TASK = 10
 
@@ -98,7 +98,7 @@ def _plan_note(claim: Claim) -> str:
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
-    arm, baseline, limit = ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
+    arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
     if overhead.estimate is None:
         first = f"Serving: the cost of {arm} against {baseline} has not been measured"
     else:

@@ -85,7 +85,7 @@ class Frames:
     noise: pd.DataFrame
     planned: tuple[str, ...] = ()
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """step id -> JSON artefacts by file name: drift_summary.json, correlations.json, correctness.json, launches.jsonl and open_loop.jsonl (lists)."""
+    """step id -> JSON artefacts by file name: drift_summary, correlations, correctness (.json), launches, open_loop (.jsonl: lists)."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """(step id, what could not be read)."""
     registration: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Statistics tables on serving: twins, overhead by arm, adapters and batch, merged engines against adapters, memory, switching, open loop."""
+"""Statistics tables on serving: twins, overhead, merged engines against adapters, memory, switching, open loop."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def scaling_table(m: Material, found: dict[str, Any]) -> Table:
     if even:
         rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
     where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. " if model else ""
-    note = where + " ".join(found.get("recommendations", []))
+    note = where + (even["text"] if even else "")
     return table(
         "Overhead against the number of adapters", ("what", "value", "90 % low", "90 % high"), rows, note, m.frames.of_kind("serve")
     )
@@ -81,11 +81,12 @@ def surface_table(m: Material, found: dict[str, Any]) -> Table:
         rows.append(("misfit, p", joint["misfit_p"], None, None))
         miss, points = joint["worst_miss"], joint["points"]
         note = (
-            f"Overhead over {m.study.analysis.overhead_baseline_arm} = intercept + adapters + log2(batch), fitted to each of {joint['launches']} "
-            f"launches at {len(points)} points (1 to {max(n for n, _ in points)} adapters, batches of {min(b for _, b in points)} to "
-            f"{max(b for _, b in points)} that hold them all), prompts of {joint['prompt_length']}, {joint['sampling']}; t limits over launches. "
-            f"Worst miss: {100 * miss['overhead']:+.1f} points at {miss['adapters']} adapters in batches of {miss['batch_size']}; a small p says "
-            "that the straight surface is not the shape, and then the measured cells are to be read instead."
+            f"Overhead over {m.study.analysis.overhead_baseline_arm} = intercept + adapters + log2(batch), fitted to each of "
+            f"{joint['launches']} launches at {len(points)} points ({min(n for n, _ in points)} to {max(n for n, _ in points)} adapters, "
+            f"batches of {min(b for _, b in points)} to {max(b for _, b in points)} that hold them all), prompts of "
+            f"{joint['prompt_length']}, {joint['sampling']}; t limits over launches. Worst miss: {100 * miss['overhead']:+.1f} points, "
+            f"adapters {miss['adapters']}, batch {miss['batch_size']}; a small p says that this is not the shape, and then the measured "
+            "cells are to be read instead."
         )
     columns = ("term", "overhead", "90 % low", "90 % high")
     return table("Overhead by adapters and batch", columns, rows, note, m.frames.of_kind("serve"))
@@ -100,9 +101,9 @@ def choice_table(m: Material, found: dict[str, Any]) -> Table:
         status = "break-even K" + (" (extrapolated)" if choice["extrapolated"] else "")
         rows.append((choice["measure"], status, choice["launches"], choice["at"], choice["low"], choice["high"]))
     note = (
-        "One engine with K adapters over K merged engines that share the device and the batch; K = 1 is the merged arm. Time and weights: below 1 "
-        "is better side by side; cache: above 1. Break-even: where a line of log ratios in log2 K meets 0, Fieller limits; empty when the "
-        "slope's interval covers 0."
+        "One engine with K adapters over K merged engines that share the device and the batch; K = 1 is the merged arm. Time and weights: "
+        "below 1 is better side by side; cache: above 1. Break-even: where a line of log ratios in log2 K meets 0, Fieller limits; empty "
+        "when the slope's interval covers 0."
     )
     return table(
         "Merged engines or adapters side by side", ("measure", "where", "launches", "ratio", "90 % low", "90 % high"), rows, note,
@@ -120,8 +121,8 @@ def memory_table(m: Material, found: dict[str, Any]) -> Table:
         for line in found.get("memory", [])
     ]  # fmt: skip
     note = (
-        "Weights with preallocated adapter slots, as the engine reports them; per slot: what the engine holds more than the base, over max_loras. "
-        "Cache: tokens of key-value cache left; empty on a CPU, where its size is fixed beforehand."
+        "Weights with preallocated adapter slots, as the engine reports them; per slot: what the engine holds more than the base, over "
+        "max_loras. Cache: tokens of key-value cache left; empty on a CPU, where its size is fixed beforehand."
     )
     columns = ("arm", "adapters", "max_loras", "launches", "weights and slots (MiB)", "per slot (MiB)", "cache tokens", "cache / base")
     return table("Serving memory", columns, rows, note, m.frames.of_kind("serve"))
@@ -132,9 +133,9 @@ def switching_table(m: Material) -> Table:
     names = ("tier", "adapters", "switch_every", "launches", "ms_per_request", "added_ms", "added_mad", "gb_per_s", "load_ms", "unload_ms")
     rows = [[row[name] for name in names] for row in switching_rows(launch_rows(m.frames))]
     note = (
-        "Requests one at a time; medians over launches. Added: time of a request that switches, over staying on one adapter. Resident: in a "
-        "slot; cpu cache: in memory, copied to a slot; disk: read again. GB/s: bytes of one adapter over the added time. Loading and unloading "
-        "are explicit calls."
+        "Requests one at a time; medians over launches. Added: time of a request that switches, over staying on one adapter. Resident: in "
+        "a slot; cpu cache: in memory, copied to a slot; disk: read again. GB/s: bytes of one adapter over the added time. Loading and "
+        "unloading are explicit calls."
     )
     return table("Switching adapters", names, rows, note, m.frames.of_kind("serve"))
 
@@ -143,11 +144,12 @@ def open_loop_table(m: Material) -> Table:
     """Tails under Poisson arrivals."""
     rows = open_loop_rows(m.frames)
     names = (
-        "arm", "request_rate", "launches", "requests", "completed", "requests_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "itl_p50_ms",
-        "itl_p99_ms", "e2el_p50_ms", "e2el_p95_ms", "e2el_p99_ms",
+        "arm", "request_rate", "launches", "requests", "completed", "requests_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms",
+        "itl_p50_ms", "itl_p99_ms", "e2el_p50_ms", "e2el_p95_ms", "e2el_p99_ms",
     )  # fmt: skip
     note = (
-        "A real server under Poisson arrivals, measured by vLLM's bench client; medians over launches of each launch's percentile, requests "
-        "summed. TTFT: first token - sent; TPOT: (end to end - TTFT) / (tokens - 1); ITL: gap between tokens; e2el: last token - sent."
+        "A real server under Poisson arrivals, measured by vLLM's bench client; medians over launches of each launch's percentile, "
+        "requests summed. TTFT: first token - sent; TPOT: (end to end - TTFT) / (tokens - 1); ITL: gap between tokens; e2el: last token "
+        "- sent."
     )
     return table("Open loop", names, [[row[name] for name in names] for row in rows], note, m.frames.of_kind("serve"))

@@ -22,9 +22,7 @@ def overhead_adapters(material: Material) -> Chart:
     spec = material.study.analysis
     model = overhead_model(launch_rows(material.frames), spec.overhead_baseline_arm)
     if model is None:
-        raise NoData(
-            "a line against the number of adapters needs two numbers of adapters (arms adapters_1, adapters_2, …) and three launches"
-        )
+        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and three points")
     even = break_even(model, spec.overhead_limit)
     figure, (ax,) = panels([""], height=3.2)
     _line(ax, model)
@@ -70,42 +68,51 @@ def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
     if even.adapters is None or even.low is None or even.high is None or even.extrapolated:
         return
     low, high = max(even.low, model.fitted_range[0]), min(even.high, model.fitted_range[1])
-    ax.errorbar(
-        [even.adapters], [even.limit], xerr=[[even.adapters - low], [high - even.adapters]], fmt="D", color=INK, ms=5, label="break-even"
-    )
+    reach = [[even.adapters - low], [high - even.adapters]]
+    ax.errorbar([even.adapters], [even.limit], xerr=reach, fmt="D", color=INK, ms=5, label="break-even")
 
 
 def memory(material: Material) -> Chart:
-    """Weights with slots, and cache, against the number of models served: adapters on one engine, merged engines, or none."""
+    """Weights with slots, what slots add, and cache, against the number of models served."""
     lines = memory_table(launch_rows(material.frames))
     if not any(line["max_loras"] for line in lines):
         raise NoData("no launch with adapters has said what its engine holds")
-    cached = any(line["cache_tokens"] is not None for line in lines)
-    figure, axes = panels(["Weights and slots (MiB)", "Cache left (thousand tokens)"][: 1 + cached], height=2.9)
-    for k, (label, mine) in enumerate(_families(lines)):
-        colour, marker, dash = looks(k)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dash, "ms": 5, "lw": 1.2, "label": label}
-        axes[0].plot([x for x, _ in mine], [line["weights_and_slots"] / MIB for _, line in mine], **style)
-        left = [(x, line["cache_tokens"] / 1e3) for x, line in mine if line["cache_tokens"] is not None]
-        if cached and left:
-            axes[1].plot([x for x, _ in left], [y for _, y in left], **style)
-    ticks = sorted({x for _, mine in _families(lines) for x, _ in mine})
-    for ax in axes:
-        ax.set_xlabel("models served: merged engines, or adapter slots")
-        ax.set_xscale("symlog", base=2, linthresh=1)
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
-        ax.set_ylim(bottom=0)
+    shown = [(title, key, unit) for title, key, unit in _HELD if any(line[key] is not None for line in lines)]
+    figure, axes = panels([title for title, _, _ in shown], height=2.9)
+    for ax, (_, key, unit) in zip(axes, shown, strict=True):
+        _held(ax, lines, key, unit)
     legend_below(figure, axes, 4)
-    slots = [line for line in lines if line["bytes_per_slot"] is not None]
-    each = "; ".join(f"{arm_name(x['arm'])} {decimals(x['bytes_per_slot'] / MIB, 2)} MiB a slot" for x in slots)
+    each = "; ".join(
+        f"{arm_name(x['arm'])} {decimals(x['bytes_per_slot'] / MIB, 2)} MiB a slot" for x in lines if x["bytes_per_slot"] is not None
+    )
     alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 1)} MiB" for x in lines)
     caption = (
-        "Medians over launches, as the engine reports them; slots are set aside before any adapter is loaded. "
-        + ("" if cached else "The cache has a fixed size on a CPU and is not compared. ")
-        + (f"Over the base: {each}." if each else "")
+        "Medians over launches, as the engine reports them, against merged engines or adapter slots; slots are set aside before any "
+        f"adapter is loaded. {'' if len(shown) == len(_HELD) else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
     )
     return Chart("serving_memory", "Memory by number of models served", caption, f"{alt}.", tuple(material.frames.of_kind("serve")), figure)
+
+
+_HELD = (
+    ("Weights and slots (MiB)", "weights_and_slots", MIB),
+    ("Each slot (MiB)", "bytes_per_slot", MIB),
+    ("Cache left (k tokens)", "cache_tokens", 1e3),
+)
+
+
+def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> None:
+    """One panel: a quantity against the number of models served, a line per way of serving."""
+    for k, (label, mine) in enumerate(_families(lines)):
+        colour, marker, dash = looks(k)
+        known = [(x, line[key] / unit) for x, line in mine if line[key] is not None]
+        if known:
+            ax.plot(*zip(*known, strict=True), color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
+    ticks = sorted({x for _, mine in _families(lines) for x, _ in mine})
+    ax.set_xlabel("models served")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None))
 
 
 def _families(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
@@ -148,7 +155,7 @@ def switching(material: Material) -> Chart:
         if r["tier"] != "one adapter"
     ]
     caption = (
-        "Requests one at a time, 8 output tokens; medians over launches. Resident: the adapter is in a slot; cpu cache: copied from memory at "
-        "every switch; disk: read again at every switch."
+        "Requests one at a time, 8 output tokens; medians over launches. Resident: the adapter is in a slot; cpu cache: copied from memory "
+        "at every switch; disk: read again at every switch."
     )
     return Chart("switching", "Cost of switching adapters", caption, f"{'; '.join(said)}.", tuple(material.frames.of_kind("serve")), figure)

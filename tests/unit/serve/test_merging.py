@@ -36,7 +36,7 @@ def test_the_planted_break_even_is_found_and_the_ratios_are_those_of_each_k():
     found = by_measure(planted(TIMES, noise=0.01))["time"]
     assert found.counts == (1, 2, 4) and found.ratios == pytest.approx((2.0, 1.0, 0.5), rel=0.02) and found.launches == 10
     assert found.low < 2 < found.high and found.at == pytest.approx(2.0, rel=0.02) and not found.extrapolated
-    assert "side by side is better above it" in found.text
+    assert "side by side from K = 3 on" in found.text
     assert {c[0] for c in found.cells} == {4, 8}  # a batch of 1 cannot hold 4 adapters
 
 
@@ -74,7 +74,7 @@ def test_memory_is_weights_with_slots_and_cache_is_better_when_larger():
     found = by_measure(planted(TIMES, weights={k: v * MIB for k, v in weights.items()}, cache=cache))
     assert found["weights"].ratios == pytest.approx((1.3, 0.7, 0.4)) and 1 < found["weights"].at < 2
     assert found["weights"].low == pytest.approx(found["weights"].at)  # nothing varies over launches
-    assert found["cache"].ratios == pytest.approx((0.9, 1.1, 2.125)) and "side by side is better above it" in found["cache"].text
+    assert found["cache"].ratios == pytest.approx((0.9, 1.1, 2.125)) and "side by side from K = 2 on" in found["cache"].text
 
 
 def test_a_cpu_has_no_cache_to_compare_and_one_launch_no_limits():
