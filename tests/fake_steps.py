@@ -28,6 +28,7 @@ def install() -> None:
     tracking.open_tracker = no_tracker  # type: ignore[attr-defined]
     sys.modules["tunescope.tracking"] = tracking
     provenance.packages = lambda cache=None: {"torch": "0"}  # type: ignore[assignment]
+    provenance.sources = lambda inputs, root, cache=None: {"model/weights": "0" * 64} if inputs.get("model") else {}  # type: ignore[assignment]
     provenance.code = lambda: {"version": "0", "commit": None, "diff_sha256": None}
 
 
@@ -35,7 +36,7 @@ def guard(monkeypatch: Any) -> None:
     """Note what `install` replaces, so that the test's end puts it back; then install."""
     monkeypatch.setattr(steps, "FUNCTIONS", dict(steps.FUNCTIONS))
     monkeypatch.setitem(sys.modules, "tunescope.tracking", sys)
-    for name in ("packages", "code"):
+    for name in ("packages", "sources", "code"):
         monkeypatch.setattr(provenance, name, getattr(provenance, name))
     install()
 
@@ -75,7 +76,7 @@ def fake_step(inputs: Any, ctx: StepContext) -> StepResult:
     text = fingerprint({"inputs": inputs, "upstream": upstream, "salt": settings.get("salt", {}).get(step_id, "")})
     (ctx.folder / "out.txt").write_text(text)
     rate = getattr(inputs, "learning_rate", None)
-    metrics = [Metric(name="score", value=int(text[:8], 16) / 2**32, unit="fraction", split="test")]
+    metrics = [Metric(name="accuracy", value=int(text[:8], 16) / 2**32, unit="fraction", split="test")]
     if rate:
         metrics.append(Metric(name="selection_loss", value=1 - rate, unit="nats/token", split="selection"))
     (ctx.folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": metrics[0].value / (i + 1)}) + "\n" for i in range(9)))

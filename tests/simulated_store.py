@@ -57,13 +57,18 @@ def write_store(
     seeds: tuple[int, ...] = (42, 1337, 2024),
     launches: int = 10,
     n_examples: int = 200,
+    sampled: bool = False,
     rng: np.random.Generator,
 ) -> None:
-    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only), and the plan."""
+    """Write every step of the study's plan as a finished folder under `root/steps` (final runs of `seeds` only), and the plan.
+
+    With `sampled` the examples are a random sample, as a test set is, and error rates may be counted over many stores; without it their
+    difficulties are spread evenly, and scores come out as planted.
+    """
     plan = build_plan(study)
     root.mkdir(parents=True, exist_ok=True)
     (root / FILE).write_text(json.dumps(registration(study, "2026-01-01T00:00:00+00:00", "train")))
-    sets = {task: _examples(task, n_examples, rng) for task in study.tasks}
+    sets = {task: _examples(task, n_examples, sampled, rng) for task in study.tasks}
     for step in plan.steps:
         if step.kind == "train" and (step.seed in seeds or step.role == "search"):
             _train(root, plan, step, sets, quality_gap, drift_ratio, rng)
@@ -99,10 +104,10 @@ def _finish(root: Path, step: Step, outputs: dict, metrics: list | None = None, 
     return folder
 
 
-def _examples(task: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+def _examples(task: str, n: int, sampled: bool, rng: np.random.Generator) -> pd.DataFrame:
     """Examples with a latent difficulty: a method of quality q solves those with difficulty below q."""
     frame = pd.DataFrame({"example_id": [f"validation/{i}" for i in range(n)]})
-    frame["difficulty"] = (rng.permutation(n) + 0.5) / n
+    frame["difficulty"] = rng.random(n) if sampled else (rng.permutation(n) + 0.5) / n
     if task == "squad_v2":
         frame["group"] = [f"article-{i // 20}/paragraph-{i // 5}" for i in range(n)]
         frame["article"] = [f"article-{i // 20}" for i in range(n)]
@@ -180,6 +185,10 @@ def _train(root: Path, plan: Plan, step: Step, sets: dict, gap: float, ratio: fl
         if adapter:
             metrics += [metric("merge_max_abs_logit_difference", 2e-6, "logit", "probe", 32, False)]
             metrics += [metric("merge_label_agreement", 1.0, "fraction", "probe", 32), metric("rank_utilisation", 0.7, "fraction", None)]
+            metrics += [
+                metric("merge_bf16_label_agreement", 0.995, "fraction", None),
+                metric("merge_bf16_score_gap", 0.001, "fraction", None),
+            ]
         quality = FULL_QUALITY[step.task] * (1 - gap if adapter else 1) + 0.002 * rng.standard_normal()
         predictions = _predictions(step.task, sets[step.task], quality, rng)
         metrics = _scores(step.task, predictions) + metrics
@@ -192,7 +201,12 @@ def _train(root: Path, plan: Plan, step: Step, sets: dict, gap: float, ratio: fl
 
 def _train_resources(adapter: bool) -> list[dict]:
     scale = 0.7 if adapter else 1.0
-    values = [("wall_s", 20 * scale, "s"), ("train_s", 15 * scale, "s"), ("step_time_median_s", 0.2 * scale, "s")]
+    values = [
+        ("wall_s", 20.0, "s"),
+        ("mfu", 0.4 / scale, "fraction"),
+        ("train_s", 15 * scale, "s"),
+        ("step_time_median_s", 0.2 * scale, "s"),
+    ]
     values += [("real_tokens_per_s", 3000 / scale, "tokens/s"), ("peak_rss_bytes", 9e8 * scale, "bytes")]
     return [metric(name, value, unit, None, None, None) for name, value, unit in values]
 
@@ -232,6 +246,7 @@ def _baseline(root: Path, step: Step, sets: dict, rng: np.random.Generator) -> N
     metrics = [row for name, frame in systems.items() for row in _scores(task, frame, f"{name}/")]
     intervals = {row["name"]: [row["value"] - 0.05, row["value"] + 0.05] for row in metrics}
     published = [{"system": "BERT-base", "metric": "accuracy", "value": 0.9, "split": "dev", "source": "published paper"}]
+    published += [{"system": "about 1B", "metric": "accuracy", "value": None, "expected": [0.8, 0.85], "split": "test", "source": "a plan"}]
     outputs = {"intervals": intervals, "random_sd": {"random/f1": 0.01}, "published": published, "mcnemar": []}
     folder = _finish(root, step, outputs, metrics)
     pd.concat(systems.values()).to_parquet(folder / "predictions.parquet")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tunescope.checks.outcome import Check
     from tunescope.run.selection import Chosen
     from tunescope.run.state import States, StepState
+    from tunescope.run.validate import Check as Validation
+    from tunescope.run.validate import Tier
     from tunescope.study.plan import Step
 
 Mode = Literal["auto", "live", "plain", "none"]
@@ -225,6 +227,16 @@ def check_lines(check: Check) -> list[str]:
     return [f"{check.status}  {check.name}: {check.found}{took}", *(f"      {line}" for line in check.details)]
 
 
+def tier_lines(checks: Sequence[Validation], claims: Mapping[Tier, str]) -> list[str]:
+    """Lines of `tunescope validate` under the tier each belongs to, with the claim that it supports; then how many passed."""
+    lines = []
+    for tier, claim in claims.items():
+        mine = [f"{c.status}  {c.name}: {c.found}" for c in checks if c.tier == tier]
+        lines += [f"{tier}: {claim}", *mine] if mine else []
+    ends = Counter(c.status for c in checks)
+    return [*lines, " · ".join(f"{ends[word]} {word}" for word in ("PASS", "FAIL", "SKIP") if ends[word])]
+
+
 def _status_detail(state: StepState) -> str:
     return f"{state.why}  {_progress(state)}" if state.status == "running" else state.why
 
@@ -240,13 +252,24 @@ def watch_status(
             states = read()
             lines = status_lines(states, ids, flags(states))
             if live:
-                live.update(Text("\n".join(lines)), refresh=True)
+                shown = fitting(lines, screen.height)
+                live.update(Text("\n".join(shown), no_wrap=True, overflow="ellipsis"), refresh=True)
             elif lines != before:
                 print("\n".join([_clock(), *lines]), flush=True)
             if all(states[i].status in ("done", "failed", "blocked") for i in ids):
                 return
             before = lines
             time.sleep(every_s)
+
+
+def fitting(lines: list[str], height: int) -> list[str]:
+    """Lines of a status that fit a screen: what runs or went wrong before what waits, and always the counts at the end."""
+    if len(lines) < height:
+        return lines
+    *rows, total = lines
+    rows.sort(key=lambda line: not line.startswith(("running", "failed", "blocked")))
+    kept = rows[: max(0, height - 3)]
+    return [*kept, f"… {len(rows) - len(kept)} more lines (`tunescope status` without --watch shows all)", total]
 
 
 def tail(lines: Sequence[str], n: int) -> list[str]:

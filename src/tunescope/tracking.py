@@ -1,45 +1,38 @@
-"""Where a step logs its time series: local files always, Weights & Biases behind them when it can.
+"""Where a step logs its time series: local files always, Weights & Biases or Trackio behind them when they can.
 
-`metrics.jsonl` holds one object a line: {"step", "time_s", name: value, ...}; `histograms.jsonl` one histogram a line. W&B runs in a
-thread of its own behind a queue, so that nothing it does (start-up, a dead network, a bug) can fail or hold up a step.
+`metrics.jsonl` holds one object a line: {"step", "time_s", name: value, ...}; `histograms.jsonl` one histogram a line. The service runs in
+a thread of its own behind a queue, so that nothing it does (start-up, a dead network, a bug) can fail or hold up a step.
 """
 
 import json
-import logging
 import math
 import netrc
 import os
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 
 from tunescope.study.schema import Tracking
 
+from .tracking_services import Mode, Service, Trackio, Wandb
+
 METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"
 RUN_ID = "wandb-id.txt"
 BINS = 64
-START_S = 10.0
-"""Longest wait for the W&B server at the start (in the background); then the run goes on offline."""
-FINISH_S = 30.0
-"""Longest wait for W&B at the end of a step; what is not sent by then stays on disk for `wandb sync`."""
 SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
 """How a sweep's agent tells its child which run it is; W&B reads them itself and then ignores the project and id given here."""
-Mode = Literal["online", "offline", "off"]
-_log = logging.getLogger(__name__)
 
 
 class StepTracker:
-    """Logs of one step (see `records.Tracker`). No method raises because of W&B."""
+    """Logs of one step (see `records.Tracker`). No method raises because of a service."""
 
-    def __init__(self, folder: Path, remote: "_Wandb | None"):
+    def __init__(self, folder: Path, remote: "Service | None"):
         self._remote = remote
         self._metrics, self._histograms = _Lines(folder / METRICS), _Lines(folder / HISTOGRAMS)
         self._started, self._before = time.perf_counter(), 0.0
@@ -71,21 +64,21 @@ class StepTracker:
         counts, edges = np.histogram(finite, bins=BINS)
         row = {"name": name, "low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
         self._histograms.add({"step": step, "time_s": self._time(), **row})
-        self._send(lambda run: run.log({"step": step, name: _wandb().Histogram(np_histogram=(counts, edges))}))
+        self._send(lambda run: run.log({"step": step, name: run.module.Histogram(np_histogram=(counts, edges))}))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final values for W&B's run table; locally they are in `result.json`."""
+        """Final values for the service's run table; locally they are in `result.json`."""
         kept = dict(values)
-        self._send(lambda run: run.summary.update(kept))
+        self._send(lambda run: run.summarise(kept))
 
     def image(self, name: str, path: Path) -> None:
-        """Show a figure (PNG) in W&B; locally it is the file itself."""
-        self._send(lambda run: run.log({name: _wandb().Image(str(path))}))
+        """Show a figure (PNG); locally it is the file itself."""
+        self._send(lambda run: run.log({name: run.module.Image(str(path))}))
 
     def table(self, name: str, frame: Any) -> None:
-        """Show a pandas DataFrame in W&B; locally tables are published as files."""
+        """Show a pandas DataFrame; locally tables are published as files."""
         text = frame.astype({c: str for c in frame.columns if frame[c].dtype == object})
-        self._send(lambda run: run.log({name: _wandb().Table(dataframe=text)}))
+        self._send(lambda run: run.log({name: run.module.Table(dataframe=text)}))
 
     def _begin(self, step: int) -> None:
         if self._fresh:
@@ -115,14 +108,18 @@ def open_tracker(
         name: the step's id.
         config: the step's inputs.
     """
-    mode = resolve_mode(tracking.wandb, os.environ)
+    mode = "off" if tracking.trackio else resolve_mode(tracking.wandb, os.environ)
     if job_type != "train":  # a sweep's agent wants one run per point: the training step
         for key in SWEEP_VARIABLES:
             os.environ.pop(key, None)
-    remote = None
-    if mode != "off":
+    remote: Service | None = None
+    if tracking.trackio:
+        # Trackio knows runs by name alone, so the stored id is part of it: another study, or the step done anew, is another run.
+        label = f"{name} {_run_id(folder)}"
+        remote = Trackio({"project": project, "group": group, "name": label, "config": {"job_type": job_type, **config}})
+    elif mode != "off":
         settings = {"project": project, "entity": tracking.entity, "group": group, "job_type": job_type, "name": name}
-        remote = _Wandb(folder, mode, {**settings, "config": dict(config), "id": _run_id(folder)})
+        remote = Wandb(folder, mode, {**settings, "config": dict(config), "id": _run_id(folder)})
     exit_code = 1
     try:
         yield StepTracker(folder, remote)
@@ -201,81 +198,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _wandb() -> Any:
-    import wandb
-
-    return wandb
-
-
-class _Wandb:
-    """A W&B run, used by one daemon thread; after its first failure everything sent to it is dropped."""
-
-    def __init__(self, folder: Path, mode: Mode, options: dict[str, Any]):
-        self._folder, self._mode, self._options = folder, mode, options
-        self._queue: queue.SimpleQueue[Callable[[Any], Any] | int] = queue.SimpleQueue()
-        self._failed = False
-        self._thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
-        self._thread.start()
-
-    def put(self, action: Callable[[Any], Any]) -> None:
-        if not self._failed:
-            self._queue.put(action)
-
-    def close(self, exit_code: int) -> None:
-        """Finish the run, waiting no longer than FINISH_S."""
-        self._queue.put(exit_code)
-        self._thread.join(FINISH_S)
-        if self._thread.is_alive():
-            self._fail(f"not finished after {FINISH_S:.0f} s; `wandb sync` can send what is on disk")
-
-    def _serve(self) -> None:
-        try:
-            run = self._start()
-            while callable(action := self._queue.get()):
-                action(run)
-            run.finish(exit_code=action)
-            _wandb().teardown()
-        except BaseException as error:
-            self._fail(f"{type(error).__name__}: {error}")
-
-    def _start(self) -> Any:
-        """Start the run; offline when the server cannot be reached."""
-        try:
-            return self._init(self._mode)
-        except Exception as error:
-            if self._mode == "offline":
-                raise
-            _log.warning("W&B cannot be reached, going on offline (%s)", _first_line(error))
-            _wandb().teardown()  # the failed attempt still holds the run id
-            return self._init("offline")
-
-    def _init(self, mode: Mode) -> Any:
-        wandb = _wandb()
-        wanted = {
-            "mode": mode, "silent": True, "quiet": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True,
-            "disable_job_creation": True, "symlink": False, "init_timeout": START_S, "x_disable_stats": True, "x_disable_meta": True,
-            "x_disable_machine_info": True, "x_save_requirements": False,
-        }  # fmt: skip
-        known = type(wandb.Settings()).model_fields  # settings come and go between versions, and an unknown one is an error
-        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        wandb.setup(settings=settings)  # or else logging in talks on stderr
-        run = wandb.init(dir=str(self._folder), settings=settings, resume="allow", **self._options)
-        # A step axis of its own: W&B's must only grow, but the scored checkpoint lies before the last step, and a resumed run goes back.
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        run.define_metric("selection_loss", step_metric="step", summary="min")  # a sweep ranks runs by it
-        return run
-
-    def _fail(self, reason: str) -> None:
-        if not self._failed:
-            self._failed = True
-            _log.warning("W&B stopped, local records go on: %s", _first_line(reason))
-
-
-def _first_line(error: object) -> str:
-    """One line of an error without the API key."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "***") if key else text

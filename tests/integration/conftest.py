@@ -80,3 +80,9 @@ def quickstart(tmp_path_factory, has_vllm) -> Cli:
     cli = Cli(tmp_path_factory.mktemp("quickstart"), smallest)
     cli("run", "quickstart", "--display", "plain", *smallest)
     return cli
+
+
+@pytest.fixture
+def cli(tmp_path) -> Cli:
+    """The command in an empty folder."""
+    return Cli(tmp_path, [])

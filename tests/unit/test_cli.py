@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes where, what is imported, and every door."""
 
 import json
+import platform
 import re
 import resource
 import signal
@@ -14,7 +15,7 @@ import pytest
 import fake_steps
 from tunescope import doors
 from tunescope.cli import main
-from tunescope.run import reporting
+from tunescope.run import provenance, reporting
 from tunescope.run.files import write_json
 from tunescope.run.store import Store
 from tunescope.study.schema import KINDS
@@ -167,32 +168,112 @@ def test_a_failed_step_is_exit_1_and_shown(cli, faked, tmp_path):
     assert "Traceback" in shown and "--only baseline/rte --retry-failed --set serving=null" in shown
 
 
-def test_validate_recomputes_and_compares(cli, faked, tmp_path, monkeypatch):
-    monkeypatch.setattr("tunescope.run.validate.LocalExecutor", lambda *a, **k: fake_steps.Inline())
+@pytest.fixture
+def validating(cli, faked, tmp_path, monkeypatch):
+    """A finished study over RTE whose reruns are fakes in this process; returns what `validate` printed, by line, and how it ended."""
+    monkeypatch.setattr("tunescope.run.rerun.LocalExecutor", lambda *a, **k: fake_steps.Inline())
     monkeypatch.setattr("tunescope.run.validate.packages", lambda: {"torch": "0"})
-    findings = SimpleNamespace(claims=[], model_dump_json=lambda: "{}")
-    monkeypatch.setattr(reporting, "find", lambda *a, **k: (None, findings))
-    cli("run", "quickstart", "--task", "rte", *SMALL)
-    code, out, err = cli("validate", "quickstart", *SMALL)
-    assert code == 0, out
-    assert out.count("PASS") == len(out.splitlines()) == 8
+    monkeypatch.setattr("tunescope.run.validate.sources", lambda inputs, root: provenance.sources(inputs, root))
+    monkeypatch.setattr(reporting, "find", lambda *a, **k: (None, SimpleNamespace(model_dump=lambda mode: {"claims": []}, claims=[])))
+    assert cli("run", "quickstart", "--task", "rte", *SMALL)[0] == 0
+
+    def call(*arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+        code, out, err = cli("validate", "quickstart", *SMALL, *arguments, "--json")
+        assert out, err
+        return code, {line["name"]: line for line in json.loads(out)}
+
+    return call
+
+
+def ends(lines: dict[str, dict[str, str]], end: str) -> list[str]:
+    return [name for name, line in lines.items() if line["status"] == end]
+
+
+CLEAN = [
+    "environment set-up identical", "data checksums match", "model, tokenizer and prompt template unchanged", "study file unchanged",
+    "stored artefacts unchanged", "all statistical tests reproducible", "training rerun gives the same digest",
+    "training curves overlap (KS p > 0.95)", "final metrics match", "baseline results within 1 % tolerance",
+]  # fmt: skip
+AGREE = "predictions agree on at least 99.5 % of the examples"
+
+
+def test_validate_says_every_line_of_the_plan_under_its_tier(validating, cli):
+    code, lines = validating()
+    assert code == 0 and ends(lines, "PASS") == CLEAN
+    assert ends(lines, "SKIP") == [AGREE, "new seed inside the prediction interval"]
+    assert [lines[name]["tier"] for name in CLEAN] == ["R0"] * 5 + ["R1"] * 5
+    assert all(line["supports"] for line in lines.values())
+    _, out, err = cli("validate", "quickstart", *SMALL)
     assert "rerunning baseline/rte" in err and "rerunning train/rte" in err
+    assert [line[:2] for line in out.splitlines() if line[0] == "R"] == ["R0", "R1", "R2", "R3"]
+    assert out.splitlines()[-1] == "10 PASS · 2 SKIP"
+
+
+def test_inputs_that_changed_fail_their_tier_and_nothing_else(validating, tmp_path, monkeypatch):
+    """R0: each kind of input, one after the other."""
+    store, data = tmp_path / "runs/quickstart", tmp_path / "data/quickstart"
+
+    def failing() -> list[str]:
+        code, lines = validating()
+        assert code == (1 if ends(lines, "FAIL") else 0)
+        return ends(lines, "FAIL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tunescope.run.validate.packages", lambda: {"torch": "1"})
+        assert failing() == CLEAN[:1]
+    with monkeypatch.context() as patch:
+        patch.setattr("tunescope.run.validate.sources", lambda inputs, root: {"model/weights": "1" * 64} if inputs.get("model") else {})
+        assert failing() == CLEAN[2:3]
+    rows, probe = data / "rte/rows.txt", store / "steps/base-probe/rte/out.txt"
+    before = rows.read_text(), probe.read_text()
+    rows.write_text("changed")
+    assert CLEAN[1] in failing()
+    rows.write_text(before[0])
+    probe.write_text("x" * 64)
+    assert failing() == CLEAN[4:5]
+    probe.write_text(before[1])
+    assert failing() == []
+    code, lines = validating("--set", "training.weight_decay=0.5")
+    assert code == 1 and "study file unchanged" in ends(lines, "FAIL")
+    assert "training.weight_decay 0.01 → 0.5" in lines["study file unchanged"]["found"]
+
+
+def test_a_rerun_that_differs_fails_the_same_machine_and_is_left_to_tolerance_on_another(validating, tmp_path, monkeypatch):
+    """R1 and R2: noise in one training run and one baseline."""
+    steps = tmp_path / "runs/quickstart/steps"
+    train = json.loads(json.dumps(validating()[1]["final metrics match"]["found"])).split(":")[0]
     before = Store(tmp_path / "runs/quickstart").result("baseline/rte")[0]
-    step = min(
-        (tmp_path / "runs/quickstart/steps/train/rte").rglob("result.json"), key=lambda p: json.loads(p.read_text())["wall_s"]
-    ).parent
-    train = str(step.relative_to(tmp_path / "runs/quickstart/steps"))
-    (tmp_path / "runs/quickstart/steps/base-probe/rte/out.txt").write_text("x" * 64)
-    (tmp_path / "data/quickstart/rte/rows.txt").write_text("changed")
     fake_steps.control(tmp_path / "data/quickstart", salt={train: "noise", "baseline/rte": "noise"})
-    code, out, _ = cli("validate", "quickstart", *SMALL)
-    assert code == 1
-    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
-    assert [line.split(":")[0][6:] for line in failed] == [
-        "data checksums match", "stored artefacts unchanged", "baseline results within 1 % tolerance",
-        "training rerun gives the same digest", "training curves overlap (KS p > 0.95)", "final metrics match",
-    ]  # fmt: skip
-    assert Store(tmp_path / "runs/quickstart").result("baseline/rte")[0] == before
+    code, lines = validating()
+    assert code == 1 and ends(lines, "FAIL") == CLEAN[6:]
+    monkeypatch.setattr("tunescope.run.validate.machine", lambda: {"python": platform.python_version(), "cpu": "another", "gpus": []})
+    code, lines = validating()
+    assert code == 1 and CLEAN[6] in ends(lines, "SKIP") and "cpu" in lines[CLEAN[6]]["found"]
+    assert {lines[name]["tier"] for name in (*CLEAN[8:], AGREE)} == {"R2"}
+    assert Store(tmp_path / "runs/quickstart").result("baseline/rte")[0] == before and (steps / "baseline/rte/result.json").exists()
+
+
+def test_a_full_test_trains_both_methods_at_a_new_seed(validating, tmp_path, monkeypatch):
+    fake_steps.calls(tmp_path / "data/quickstart")
+    code, lines = validating("--full-test")
+    quality, drift = (line for line in lines.values() if line["tier"] == "R3")
+    assert "rte, seed 2025: ratio" in quality["found"] and "from 3 seeds" in quality["found"]
+    assert quality["status"] in ("PASS", "FAIL") and code == (quality["status"] == "FAIL")
+    assert drift["status"] == "SKIP" and "drift is missing" in drift["found"]
+    started = fake_steps.calls(tmp_path / "data/quickstart")
+    assert {f"train/rte/{method}/final/seed-2025" for method in ("lora", "full")} < set(started)
+    assert sum("/seed-2025" not in i and i.startswith("train/") for i in started) == 2, "one finished run of each method"
+    assert not list((tmp_path / "runs").rglob("seed-2025")), "the study's own store is only read"
+
+
+def test_statistics_that_give_other_numbers_than_the_kept_report_fail(validating, tmp_path, cli):
+    """The second analysis agrees with the first; the kept report does not."""
+    kept = tmp_path / "runs/quickstart/analysis/final_analysis_report.json"
+    cli("report", "quickstart", *SMALL)
+    write_json(kept, {"claims": [], "schema": 0})
+    code, lines = validating()
+    assert code == 1 and ends(lines, "FAIL") == ["all statistical tests reproducible"]
+    assert "compared with the kept report, DIFFERENT" in lines["all statistical tests reproducible"]["found"]
 
 
 def test_clean_asks_and_removes_the_attic(cli, faked, tmp_path):
@@ -241,6 +322,37 @@ def test_every_python_door_leads_to_its_verb(path, monkeypatch):
         assert end.value.code == 0
     verb, *fixed = DOORS[path]
     assert seen == [[verb, doors.DEFAULT_STUDY, *fixed], [verb, "quickstart", *fixed, "--task", "sst2"]]
+
+
+@pytest.mark.parametrize("path", DOORS)
+def test_every_python_door_has_a_check(path, monkeypatch):
+    """`--check` demonstrates what the door does; every kind it names is one that `tunescope check` has."""
+    import runpy
+
+    from tunescope.checks.runner import ALIASES, KINDS
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("tunescope.cli.main", lambda arguments: seen.append(list(arguments)) or 0)
+    monkeypatch.setattr(sys, "argv", [path, "--check", "--task", "sst2"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPO / path), run_name="__main__")
+    verb, *fixed = DOORS[path]
+    assert seen == [["check", "quickstart", *(fixed or doors.DEMONSTRATION[verb]), "--task", "sst2"]]
+    named = [value for option, value in zip(seen[0], seen[0][1:], strict=False) if option == "--kind"]
+    assert set(named) <= {*KINDS, *ALIASES} and (named or path == "validate_reproducibility.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--kind", "trian"], "did you mean 'train'?"),
+        (["--task", "mnli"], "--task mnli: unknown; valid here: mrpc, sst2, rte, squad_v2"),
+        (["--method", "loar", "--kind", "servee"], "did you mean 'lora'?"),
+    ],
+)
+def test_check_names_what_it_does_not_know(cli, arguments, expected):
+    code, out, err = cli("check", "quickstart", *arguments)
+    assert code == 2 and out == "" and expected in " ".join(err.split())
 
 
 @pytest.mark.parametrize("phase", ["phase1", "phase2a", "phase2b"])

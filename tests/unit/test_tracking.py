@@ -4,18 +4,20 @@ import importlib.util
 import json
 import logging
 import multiprocessing
+import os
 import random
 import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tunescope import tracking
+from tunescope import tracking_services
 from tunescope.study.schema import Tracking
 from tunescope.tracking import StepTracker, open_tracker, resolve_mode
 
@@ -236,13 +238,108 @@ class FailsLater:
 @pytest.mark.parametrize("wandb", [Broken(), FailsLater()], ids=["at start", "later"])
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_a_failing_wandb_is_reported_once_and_harms_nothing(tmp_path, monkeypatch, caplog, wandb, mode):
-    monkeypatch.setattr(tracking, "_wandb", lambda: wandb)
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: wandb)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     with caplog.at_level(logging.WARNING), track(tmp_path, mode) as tracker:
         exercise(tracker)
     assert [r["step"] for r in lines(tmp_path)] == [1, 2]
     assert sum("local records go on" in r.message for r in caplog.records) == 1
     assert "0123456789abcdef" not in caplog.text
+
+
+class Unreachable(FailsLater):
+    """A W&B whose server does not answer; offline it takes everything."""
+
+    def __init__(self):
+        self.modes, self.logged = [], []
+
+    class Settings:
+        model_fields = ("mode",)
+
+        def __init__(self, mode=None):
+            self.mode = mode
+
+    def init(self, settings, **options):
+        self.modes.append(settings.mode)
+        if settings.mode == "online":
+            raise TimeoutError(f"no answer to key {os.environ['WANDB_API_KEY']}, token {os.environ['HF_TOKEN']}")
+        return self
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self, exit_code): ...
+
+    def teardown(self): ...
+
+
+def test_only_one_step_of_a_study_waits_for_a_server_that_does_not_answer(tmp_path, monkeypatch, caplog):
+    wandb, first = Unreachable(), tmp_path / "study/steps/data/sst2"
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: wandb)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_planted")
+    for folder in (first, tmp_path / "study/steps/data/rte"):
+        with caplog.at_level(logging.WARNING), track(folder, "auto") as tracker:
+            tracker.log({"loss": 1.0}, 1)
+    assert wandb.modes == ["online", "offline", "offline"] and len(wandb.logged) == 2
+    assert "no answer to key ***, token ***" in caplog.text
+    mark = tmp_path / "study/wandb-unreachable"
+    os.utime(mark, (0, time.time() - tracking_services.OFFLINE_S - 1))
+    with track(first, "auto"):
+        pass
+    assert wandb.modes[3:] == ["online", "offline"], "never tried again"
+
+
+class FakeTrackio(ModuleType):
+    """Trackio as far as it is used, with what it was told."""
+
+    Histogram, Table = staticmethod(lambda **k: k), staticmethod(lambda **k: k)
+
+    def __init__(self):
+        super().__init__("trackio")
+        self.inits, self.logged = [], []
+
+    def init(self, **options):
+        self.inits.append(options)
+        return SimpleNamespace(log=lambda values, step=None: self.logged.append((step, values)), finish=lambda: None)
+
+
+def test_trackio_takes_the_place_of_wandb_and_resumes_by_the_stored_id(tmp_path, monkeypatch):
+    """The real package was tried by hand (docs/lab-notebook.md); it is no requirement of the tests."""
+    trackio = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: pytest.fail("W&B was started too"))
+    for step in (1, 2):
+        with open_tracker(
+            tmp_path, tracking=Tracking(trackio=True), project="demo", group="study", job_type="train", name="train/x", config={"seed": 42}
+        ) as tracker:
+            tracker.log({"loss": 0.5}, step)
+            tracker.summary({"test/accuracy": 0.9, "note": "words"})
+    first, second = trackio.inits
+    assert first == second and first["resume"] == "allow" and (first["project"], first["group"]) == ("demo", "study")
+    assert first["name"] == f"train/x {(tmp_path / 'wandb-id.txt').read_text().strip()}"
+    assert first["config"] == {"job_type": "train", "seed": 42}
+    final = (None, {"final/test/accuracy": 0.9})
+    assert trackio.logged == [(1, {"loss": 0.5}), final, (2, {"loss": 0.5}), final]
+
+
+def test_a_trackio_that_is_not_installed_is_said_once_and_harms_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with (
+        caplog.at_level(logging.WARNING),
+        open_tracker(tmp_path, tracking=Tracking(trackio=True), project="p", group="g", job_type="t", name="n", config={}) as tracker,
+    ):
+        exercise(tracker)
+    assert [r["step"] for r in lines(tmp_path)] == [1, 2]
+    assert caplog.text.count("Trackio stopped, local records go on") == 1
+
+
+def test_what_was_sent_is_no_longer_named_for_sync(tmp_path):
+    for name in ("offline-run-20260101_000000-b", "offline-run-20250101_000000-a", "run-20250101_000000-c"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert [p.name[12:16] for p in tracking_services.offline_runs(tmp_path)] == ["2025", "2026"]
+    (tmp_path / "wandb/offline-run-20250101_000000-a/run-a.wandb.synced").touch()
+    assert [p.name[12:16] for p in tracking_services.offline_runs(tmp_path)] == ["2026"]
 
 
 def test_an_absent_wandb_harms_nothing(tmp_path, monkeypatch, caplog):
@@ -264,8 +361,8 @@ def exercise(tracker: StepTracker) -> None:
 
 
 def test_a_hanging_wandb_cannot_hold_up_a_step(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_wandb", lambda: time.sleep(30))
-    monkeypatch.setattr(tracking, "FINISH_S", 0.2)
+    monkeypatch.setattr(tracking_services, "_wandb", lambda: time.sleep(30))
+    monkeypatch.setattr(tracking_services, "FINISH_S", 0.2)
     started = time.perf_counter()
     with track(tmp_path, "offline") as tracker:
         for step in range(100):

@@ -8,7 +8,7 @@ from .answer import percent
 from .findings import Claim
 from .serving import overhead_summary
 from .tables import Material, Table, table
-from .verdicts import NAMES
+from .verdicts import NAMES, meaningless
 
 Row = tuple[str, str, str]
 
@@ -30,8 +30,10 @@ def _quality(m: Material) -> Iterator[Row]:
         "contradicted": f"use {theirs} where the score counts: {ours} loses more than {percent(1 - spec.quality_retained, 0)} of it",
         "inconclusive": f"not decided here: compare {ours} and {theirs} on your own data before choosing",
     }
+    nothing = f"neither, as they are: {theirs} does not beat its baselines here, so there is nothing to compare"
     for claim in (c for c in m.claims if c.dimension == "quality" and c.task and c.estimate is not None):
-        yield f"Which method for {NAMES[str(claim.task)]}?", words[claim.verdict] + _figure(claim), conditions + _status(claim)
+        text = nothing if meaningless(claim) else words[claim.verdict] + _figure(claim)
+        yield f"Which method for {NAMES[str(claim.task)]}?", text, conditions + _status(claim)
 
 
 def _drift(m: Material, claim: Claim) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from tunescope.study.schema import AnalysisSpec, Study
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import NAMES, arm_name, weakest
+from .verdicts import NAMES, arm_name, meaningless, weakest
 
 PER_TASK = 10
 
@@ -51,10 +51,11 @@ def _drift_words(spec: AnalysisSpec) -> dict[str, str]:
 
 def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: dict[str, str]) -> str:
     tasks = [c for c in claims if c.dimension == overall.dimension and c.task is not None]
-    measured, worst = [c for c in tasks if c.estimate is not None and c.p is not None], weakest(tasks)
+    worst = weakest(tasks)
     if worst is None:
         return words["nothing"] + "."
-    scope = f"weakest of {len(measured)} measured tasks" if len(measured) > 1 else "the only measured task"
+    measured = [c for c in tasks if c.p is not None and meaningless(c) == meaningless(worst)]
+    scope = f"weakest of {len(measured)} compared tasks" if len(measured) > 1 else "the only compared task"
     if overall.dimension == "quality":
         figure = f"{percent(worst.estimate)} of {spec.reference_method}"
     else:

@@ -116,6 +116,8 @@ def crossed_t(contrast_SN: Array, alternative: Alternative = "greater", *, few_c
 
     SE^2 = (MS_s + MS_e - MS_r) / (S N) with Satterthwaite degrees of freedom; when MS_s <= MS_r, max(MS_e, MS_r) / (S N) with N - 1.
     `few_columns` is for probe blocks in place of examples: when MS_e <= MS_r the column term is dropped too, MS_s / (S N) with S - 1.
+    In simulation the false-positive rate at a nominal 5 % is 2.5 to 6.5 % from three seeds on, and up to 9 % with two, for whose single
+    degree of freedom Satterthwaite's formula is too generous.
 
     Raises:
         ValueError: fewer than two seeds or examples, or a value that is not finite.
@@ -172,7 +174,8 @@ def relative_test(
     """Crossed t on `candidate - margin x reference`, and Fieller limits of the ratio of means.
 
     The limits keep the degrees of freedom and the form of the standard error of the registered contrast, so that a 90 % limit excludes the
-    margin exactly when the one-sided 5 % test rejects. Limits are None where Fieller's set is unbounded or the reference mean not positive.
+    margin exactly when the one-sided 5 % test rejects. In simulation they cover 89 to 94 % at a nominal 90 %. Limits are None where
+    Fieller's set is unbounded or the reference mean not positive.
     """
     candidate_SN, reference_SN = checked(candidate_SN), checked(reference_SN)
     contrast_SN = candidate_SN - margin * reference_SN

@@ -105,7 +105,7 @@ def drift_tables(m: Material) -> dict[str, Table]:
 
 def paired_table(p: Profiles) -> Table:
     """Candidate minus reference per task and over all tasks, with the sign-flip test and the smallest p it can give."""
-    pairs = p.m.drifts
+    pairs = p.m.contrasts
     rows = [(d.task, *_paired_row(d.candidate_S - d.reference_S, [d]), _saturated(p, d)) for d in pairs]
     if len(pairs) > 1:
         flipped = np.concatenate([d.candidate_S - d.reference_S for d in pairs])

@@ -18,14 +18,18 @@ def hedges_correction(df: float) -> float:
 
 
 def cohens_dz(differences_n: Array, level: float = 0.95) -> tuple[float, Interval] | None:
-    """Hedges-corrected d_z of paired differences, with limits from the noncentral t; None below 3 values or without variation."""
+    """Hedges-corrected d_z of paired differences, with limits of the true d_z; None below 3 values or without variation.
+
+    The limits invert the noncentral t, which is exact for normal differences. Only the estimate is corrected: limits times the correction,
+    as some packages print them, would cover a true d_z of 1 in 79 % of studies of 3 seeds instead of 95 %.
+    """
     differences_n = np.asarray(differences_n, dtype=np.float64)
     n = len(differences_n)
     if n < 3 or np.ptp(differences_n) == 0:
         return None
     d, factor = float(differences_n.mean() / differences_n.std(ddof=1)), hedges_correction(n - 1)
     limits = [_noncentrality(d * math.sqrt(n), n - 1, share) for share in ((1 + level) / 2, (1 - level) / 2)]
-    low, high = (None if x is None else factor * x / math.sqrt(n) for x in limits)
+    low, high = (None if x is None else x / math.sqrt(n) for x in limits)
     return factor * d, (low, high)
 
 

@@ -60,7 +60,7 @@ def _reading(loss: RatioTest, gain: RatioTest, threshold: float, alpha: float) -
 def agreement_table(m: Material) -> Table:
     """Do the tasks tell the same story?"""
     quality = [(s.task, *_log_ratio(*s.units())) for s in m.testable]
-    drift = [(d.task, *_log_ratio(*found)) for d in m.drifts if len(d.seeds) > 1 and (found := d.crossed()) is not None]
+    drift = [(d.task, *_log_ratio(*found)) for d in m.contrasts if len(d.seeds) > 1 and (found := d.crossed()) is not None]
     rows = [row for name, values in (("quality", quality), ("drift", drift)) if (row := _agreement(name, values)) is not None]
     note = (
         "Ratios candidate / reference on the log scale. Q is Cochran's test of one common ratio, I2 the share of the spread beyond chance; "
@@ -105,7 +105,7 @@ def _better(m: Material) -> Iterator[Row]:
 
 
 def _more_drift(m: Material) -> Iterator[Row]:
-    for d in m.drifts:
+    for d in m.contrasts:
         found = drift_test(d, 0.0)
         p, ratio = (found[0].contrast.p_opposite, found[0].ratio) if found is not None else (None, None)
         if p is not None and ratio is not None and p <= SURPRISE / 2:

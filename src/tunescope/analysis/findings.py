@@ -73,9 +73,12 @@ class BaselineRow(_Row):
     task: str
     system: str
     metric: str
-    value: float
+    value: float | None
+    """None where context gives only `expected`."""
     sd: float | None
     interval: tuple[float, float] | None
+    expected: tuple[float, float] | None = None
+    """The range a score like this is expected in."""
     split: str
     n: int | None
     source: str
@@ -91,6 +94,8 @@ class CostRow(_Row):
     wall_s: float | None
     peak_memory_bytes: float | None
     real_tokens_per_s: float | None
+    mfu: float | None
+    """Model FLOPs a second over the device's peak; None for a device without a known peak."""
     steps_to_best: float | None
     trainable_share: float | None
     actual_speedup: float | None

@@ -138,7 +138,7 @@ def _blocks(quality: TaskQuality, study: Study) -> list[str]:
     """Why the claim may not be decided, most telling first."""
     spec, found = study.analysis, []
     if quality.gate_failed(spec.reference_method):
-        found.append(f"gate failed: {_gate_text(quality, spec.reference_method)}; the comparison means nothing here")
+        found.append(f"gate failed: {gate_text(quality, spec.reference_method)}; the comparison means nothing here")
     if quality.missing_seeds:
         found.append(f"partial: missing {', '.join(quality.missing_seeds)}")
     if quality.scores is not None and len(quality.scores.seeds) < 2:
@@ -152,7 +152,8 @@ def _blocks(quality: TaskQuality, study: Study) -> list[str]:
     return found
 
 
-def _gate_text(quality: TaskQuality, reference: str) -> str:
+def gate_text(quality: TaskQuality, reference: str) -> str:
+    """Which baselines the reference method does not beat, with the scores."""
     failed = [row for row in quality.gate if row.method == reference and not row.passed]
     words = {"majority": "the majority baseline", "base": "the untuned base"}
     return " and ".join(

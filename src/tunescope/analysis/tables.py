@@ -45,9 +45,21 @@ class Material:
         return [q.scores for q in self.qualities if q.scores is not None]
 
     @property
+    def comparable(self) -> list[Paired]:
+        """The paired tasks whose gate has not failed: on the others a comparison of scores means nothing."""
+        reference = self.study.analysis.reference_method
+        return [q.scores for q in self.qualities if q.scores is not None and not q.gate_failed(reference)]
+
+    @property
     def testable(self) -> list[Paired]:
-        """Tasks with at least two paired seeds and two groups of examples."""
-        return [s for s in self.paired if len(s.seeds) > 1 and len(set(s.groups)) > 1]
+        """Comparable tasks with at least two paired seeds and two groups of examples."""
+        return [s for s in self.comparable if len(s.seeds) > 1 and len(set(s.groups)) > 1]
+
+    @property
+    def contrasts(self) -> list[DriftPair]:
+        """Drift of both methods on the tasks where at least one of them learned something."""
+        idle = {q.task for q in self.qualities if not q.learned(_methods(self))}
+        return [d for d in self.drifts if d.task not in idle]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str, steps: Iterable[str]) -> Table:
@@ -83,7 +95,10 @@ def gate_table(m: Material) -> Table:
     rows = [
         (g.task, g.method, g.system, g.method_mean, g.system_mean, g.test.estimate, g.test.p, g.passed) for q in m.qualities for g in q.gate
     ]
-    note = "One-sided crossed t on paired scores. Where the reference method fails either line, its quality comparison means nothing."
+    note = (
+        "One-sided crossed t on paired scores. Where the reference method fails either line, a comparison of quality means nothing, and "
+        "tables that compare leave the task out; where neither method beats the majority class, so do those that compare drift."
+    )
     columns = ("task", "method", "system", "method mean", "system mean", "difference", "p", "beats it")
     return table(
         "Gate: methods against the majority class and the untuned base",
@@ -182,7 +197,7 @@ def multiplicity_table(m: Material) -> Table:
 
 def gap_table(m: Material) -> Table:
     """Equal-weight mean of relative quality gaps."""
-    gaps = {s.task: _relative_gaps(s) for s in m.paired}
+    gaps = {s.task: _relative_gaps(s) for s in m.comparable}
     rows = [(task, len(v), float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else None, None, None) for task, v in gaps.items()]
     if gaps and min(len(v) for v in gaps.values()) > 1:
         mean = float(np.mean([v.mean() for v in gaps.values()]))
@@ -194,7 +209,7 @@ def gap_table(m: Material) -> Table:
         half = float(stats.t.ppf(0.95, df)) * total**0.5 / len(gaps)
         rows.append(("all tasks, equal weight", sum(len(v) for v in gaps.values()), mean, None, mean - half, mean + half))
     note = "Relative gap = (reference - candidate) / reference, over runs. Descriptive: the mean hides the weakest task."
-    return table("Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, _steps(m.paired))
+    return table("Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, _steps(m.comparable))
 
 
 def _relative_gaps(s: Paired) -> Array:
@@ -204,23 +219,23 @@ def _relative_gaps(s: Paired) -> Array:
 
 def effect_table(m: Material) -> Table:
     """Hedges-corrected d_z over seeds."""
-    measured = [("quality", s.task, s.candidate_SN.mean(axis=1) - s.reference_SN.mean(axis=1)) for s in m.paired]
-    measured += [("drift", d.task, d.candidate_S - d.reference_S) for d in m.drifts]
+    measured = [("quality", s.task, s.candidate_SN.mean(axis=1) - s.reference_SN.mean(axis=1)) for s in m.comparable]
+    measured += [("drift", d.task, d.candidate_S - d.reference_S) for d in m.contrasts]
     rows = []
     for dimension, task, differences in measured:
         found = cohens_dz(differences)
         if found is not None:
             rows.append((dimension, task, len(differences), float(differences.mean()), found[0], *found[1]))
-    note = "d_z of candidate minus reference over seeds, exact Hedges correction, noncentral t limits."
+    note = "d_z of candidate minus reference over seeds, exact Hedges correction; noncentral t limits of the true d_z."
     columns = ("dimension", "task", "seeds", "mean difference", "d_z", "95 % low", "95 % high")
-    return table("Effect sizes over seeds", columns, rows, note, [*_steps(m.paired), *_steps(m.drifts)])
+    return table("Effect sizes over seeds", columns, rows, note, [*_steps(m.comparable), *_steps(m.contrasts)])
 
 
 def run_values(m: Material) -> pd.DataFrame:
-    """The primary metric of every paired run: method, task, value."""
+    """The primary metric of every comparable run: method, task, value."""
     runs = [
         {"method": method, "task": s.task, "value": value}
-        for s in m.paired
+        for s in m.comparable
         for method, values in zip(_methods(m), (s.candidate_SN, s.reference_SN), strict=True)
         for value in values.mean(axis=1)
     ]
@@ -229,14 +244,14 @@ def run_values(m: Material) -> pd.DataFrame:
 
 def anova_table(m: Material) -> Table:
     """Exploratory analysis of variance of the primary metric."""
-    gaps = [{"task": s.task, "value": value} for s in m.paired for value in _relative_gaps(s)]
+    gaps = [{"task": s.task, "value": value} for s in m.comparable for value in _relative_gaps(s)]
     found = anova(run_values(m)) + (paired_anova(pd.DataFrame(gaps)) if gaps else [])
     columns = ("effect", "df", "F", "p", "partial_eta2", "partial_omega2")
     note = (
         "Exploratory: tasks are not a sample and their metrics differ. Seeds pair, so the line on paired relative differences is the "
         "sharper one. Two methods need no post-hoc test."
     )
-    return table("Analysis of variance, method x task", columns, [[row[c] for c in columns] for row in found], note, _steps(m.paired))
+    return table("Analysis of variance, method x task", columns, [[row[c] for c in columns] for row in found], note, _steps(m.comparable))
 
 
 def power_table(m: Material) -> Table:
@@ -274,7 +289,7 @@ def planned_power_table(m: Material) -> Table:
     found = planned_power(m.study, sizes_of_tests(m.study, known))
     note = (
         "Chance of confirming the registered margin if both methods are truly equal, from a noisy and a quiet case of standard deviations "
-        "assumed before the runs for a model of a billion parameters (docs/statistics.md); `tunescope plan` prints the same."
+        "assumed before the runs: they were fitted to the original plan's own table and are no evidence; `tunescope plan` prints the same."
     )
     columns = ("task", "test examples", "seeds", "power from", "power to")
     rows = [(r.task, r.examples, r.seeds, r.low, r.high) for r in found]
@@ -319,7 +334,7 @@ def _ratio_row(name: str, test: Any, alpha: float) -> tuple[Any, ...]:
 def drift_sensitivity_table(m: Material) -> Table:
     """The drift claim under other procedures."""
     rows: list[tuple[Any, ...]] = []
-    found = [d for d in m.drifts if len(d.seeds) > 1]
+    found = [d for d in m.contrasts if len(d.seeds) > 1]
     for index, d in enumerate(found):
         rows += [(d.task, *row) for row in _drift_rows(m, d, np.random.default_rng([index, 11]))]
     columns = ("task", "procedure", "ratio", "90 % low", "90 % high", "p", "attainable p", "at alpha")

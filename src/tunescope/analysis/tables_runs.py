@@ -127,9 +127,18 @@ def merge_table(m: Material) -> Table:
         gap, agreement = scalar(m.frames, step, "merge_max_abs_logit_difference"), scalar(m.frames, step, "merge_label_agreement")
         if gap is not None or agreement is not None:
             steps.append(step)
-            rows.append((row.task, row.method, int(row.seed), gap, agreement, base_unchanged(outputs)))
-    columns = ("task", "method", "seed", "max |logit difference|", "label agreement", "base unchanged")
-    note = f"Tolerance {_tolerance(m):g} on logits in fp32. `base unchanged`: the hash of the frozen weights before and after training."
+            cast = [scalar(m.frames, step, f"merge_bf16_{name}") for name in ("label_agreement", "score_gap")]
+            rows.append((row.task, row.method, int(row.seed), gap, agreement, *cast, base_unchanged(outputs)))
+    head, cast_columns = (
+        ("task", "method", "seed", "max |logit difference|", "label agreement"),
+        ("bf16: equal predictions", "bf16: score gap"),
+    )
+    columns = (*head, *cast_columns, "base unchanged")
+    note = (
+        f"Tolerance {_tolerance(m):g} on logits in fp32. bf16: the model merged in fp32 and cast once predicts test examples again; "
+        "at least 0.99 equal and a gap of at most 0.005 in the task's primary metric are wanted. `base unchanged`: the hash of the "
+        "frozen weights before and after training."
+    )
     return table("Merge equivalence of adapters", columns, rows, note, steps)
 
 

@@ -11,6 +11,7 @@ from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
 from .tables import Material, Table, table
+from .verdicts import meaningless
 
 MOST_SEEDS = 50
 
@@ -50,10 +51,12 @@ def _takes(m: Material, claim: Claim) -> str:
         open_tasks = [c.id for c in m.claims if c.dimension == claim.dimension and c.task and c.verdict != "supported"]
         still = f"every task decided; still open or against it: {', '.join(open_tasks)}"
         return still if open_tasks else "more seeds: the tasks hold one by one"
+    if meaningless(claim):
+        return "first, methods that learn the task: better rates, more steps or more data"
     if claim.dimension == "quality":
         found = next((_quality(m, s) for s in m.testable if s.task == claim.task), None)
     elif claim.dimension == "drift":
-        found = next((_drift(m, d) for d in m.drifts if d.task == claim.task and len(d.seeds) > 1), None)
+        found = next((_drift(m, d) for d in m.contrasts if d.task == claim.task and len(d.seeds) > 1), None)
     else:
         found = _overhead(m)
     return found or "the missing runs first: two paired seeds at the least"

@@ -72,9 +72,15 @@ def decide_family(decisions: list[Decision], alpha: float) -> list[Decision]:
     ]
 
 
+def meaningless(claim: Claim) -> bool:
+    """Whether the claim compares methods on a task that was not learned."""
+    return any(note.startswith(("gate failed", "nothing was learned")) for note in claim.notes)
+
+
 def weakest(claims: list[Claim]) -> Claim | None:
-    """The measured claim with the largest p: the one an intersection-union verdict rests on."""
+    """The measured claim with the largest p: the one an intersection-union verdict rests on; of a task that was learned, if any was."""
     measured = [c for c in claims if c.estimate is not None and c.p is not None]
+    measured = [c for c in measured if not meaningless(c)] or measured
     return max(measured, key=lambda c: (c.p or 0.0, -(c.estimate or 0.0)), default=None)
 
 

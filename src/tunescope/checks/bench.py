@@ -151,7 +151,9 @@ class Bench:
         study = self.study
         inputs = self._plan[f"train/{task}/{method}/final/seed-{study.training.search_seed}"].inputs
         assert isinstance(inputs, TrainInputs)
-        quiet = {"eval_every": NEVER, "checkpoint_every": NEVER, "log_every": 1, "max_steps": None}
+        quiet: dict[str, Any] = {"eval_every": NEVER, "checkpoint_every": NEVER, "log_every": 1, "max_steps": None}
+        if self.study.training.optimizer == "adamw_in_backward":
+            quiet["optimizer"] = "adamw"  # inside the backward pass gradients are gone before they can be watched; its numbers are the same
         drift = {"probe_examples": TEN, "every": NEVER, "early_steps": (), "blocks": 2, "internals": False}
         return inputs.model_copy(
             update={

@@ -1,6 +1,7 @@
 """Sanity of training: it can learn ten examples by heart, gradients flow where they should, and equal settings give equal numbers."""
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -199,8 +200,10 @@ def wandb_logging(folder: Path) -> Check:
 
     if find_spec("wandb") is None:
         return Check("W&B logging", "SKIP", "wandb is not installed; local records do not need it")
-    from tunescope.tracking import open_tracker
+    from tunescope.tracking import open_tracker, resolve_mode
 
+    if resolve_mode("offline", os.environ) == "off":
+        return Check("W&B logging", "SKIP", "switched off by WANDB_MODE or WANDB_DISABLED; local records do not need it")
     folder.mkdir(parents=True, exist_ok=True)
     values = [3.0, 2.0, 1.0]
     with open_tracker(

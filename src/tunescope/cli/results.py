@@ -27,22 +27,40 @@ def report(study: StudyArgument, overrides: SetOption = None) -> None:
 def validate(
     study: StudyArgument,
     overrides: SetOption = None,
-    full_test: Annotated[bool, typer.Option("--full-test", help="Rerun every baseline, not only the quickest.")] = False,
+    full_test: Annotated[
+        bool, typer.Option("--full-test", help="Rerun every baseline and a run of each method, and train both at a new seed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute what can be recomputed and compare: data, artefacts, a training run, baselines."""
-    from tunescope.console import talk
+    """Recompute what can be recomputed and compare, in four tiers: inputs, the same machine, another machine, a new seed."""
+    from tunescope.console import talk, tier_lines
     from tunescope.run.session import Session
+    from tunescope.run.validate import TIERS
     from tunescope.run.validate import validate as check_all
 
     session = Session.open(study, overrides or ())
     checks = list(check_all(session, full=full_test, note=lambda text: talk.print(text, markup=False)))
     if as_json:
-        print_json([check.__dict__ for check in checks])
+        print_json([check.__dict__ | {"supports": TIERS[check.tier]} for check in checks])
     else:
-        print("\n".join(f"{'PASS' if c.passed else 'FAIL'}  {c.name}: {c.found}" for c in checks))
-    if not all(c.passed for c in checks):
+        print("\n".join(tier_lines(checks, TIERS)))
+    if any(c.status == "FAIL" for c in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    study: StudyArgument,
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="runs/<study> of other hosts, copied or mounted here.")],
+    overrides: SetOption = None,
+) -> None:
+    """Bring finished steps of other hosts together; refuses plans, models or results that contradict each other."""
+    from tunescope.console import talk
+    from tunescope.run.merge import merge as bring_together
+    from tunescope.run.session import Session
+
+    done = bring_together(Session.open(study, overrides or ()), folders, lambda text: talk.print(text, markup=False))
+    print(f"{len(done.copied)} steps copied, {len(done.here)} were here already or are running")
 
 
 @app.command()

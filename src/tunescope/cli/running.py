@@ -1,5 +1,6 @@
 """Verbs of a run: run, search, status, show, and run-step, which executors call."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,7 @@ def run(
         talk.print(f"{state.status:<8}{state.step.id}  {_missing_reason(state, chosen, session)}", markup=False)
     if selection.reports:
         _report(session, states)
+    _offline(session, chosen)
     if undone:
         raise typer.Exit(1)
 
@@ -129,6 +131,17 @@ def _missing_reason(state: "StepState", chosen: "Chosen", session: "Session") ->
     where = ", ".join(sorted({f"phase {session.plan[i].phase} on {session.plan[i].machine or 'any machine'}" for i in foreign}))
     folder = session.store.root / "steps"
     return f"{state.why}. {len(foreign)} needed results come from {where}: run that, or copy its folders to {folder}"
+
+
+def _offline(session: "Session", chosen: "Chosen") -> None:
+    """How to send what W&B keeps on disk. `wandb sync` puts the parts of a resumed run in order itself."""
+    from tunescope.console import talk
+    from tunescope.tracking_services import offline_runs
+
+    waiting = sum(len(offline_runs(session.store.folder(i))) for i in chosen.run)
+    if waiting:
+        command = f"find {shlex.quote(str(session.store.root))} -type d -name 'offline-run-*' -exec wandb sync {{}} +"
+        talk.print(f"W&B: {waiting} offline runs are on disk; send them with\n  {command}", markup=False)
 
 
 def _report(session: "Session", states: "dict[str, StepState]") -> None:

@@ -46,6 +46,11 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     return _with_weights(_snapshot(spec, runs_dir))
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that change what it computes: configuration, tokenizer, weights."""
+    return sorted({path for pattern in _HUB_FILES for path in folder.glob(pattern)})
+
+
 def _with_weights(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise PrerequisiteError(f"{folder}: no config.json, so this is no Hugging Face model folder")

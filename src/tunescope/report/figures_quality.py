@@ -120,7 +120,8 @@ def _baseline_lines(ax: Axes, material: Material, tasks: Sequence[str]) -> list[
     used: list[str] = []
     for system, dash, label in (("majority", (0, (4, 2)), "majority class"), ("base", (0, (1, 1.4)), "untuned base")):
         for row in material.findings.baselines:
-            if row.system == system and row.measured_here and row.task in tasks and row.metric == material.primary(row.task):
+            wanted = row.system == system and row.measured_here and row.task in tasks and row.metric == material.primary(row.task)
+            if wanted and row.value is not None:
                 x = tasks.index(row.task)
                 ax.plot([x - 0.42, x + 0.42], [row.value] * 2, color=MUTED, ls=dash, lw=1.3, label=label)
                 used += row.steps

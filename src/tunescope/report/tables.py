@@ -85,13 +85,13 @@ def baselines_table(rows: Sequence[BaselineRow]) -> Table:
         ("Task", lambda r: w.task_name(r.task)),
         ("System", lambda r: r.system),
         ("Metric", lambda r: w.metric_name(r.metric)),
-        ("Value", lambda r: w.percent_plus_minus(r.value, r.sd) if r.sd is not None else w.percent(r.value)),
+        ("Value", _baseline_value),
         ("95 % interval", lambda r: w.percent_interval(r.interval)),
         ("Split", lambda r: r.split),
         ("n", lambda r: w.count(r.n)),
         ("Origin", lambda r: "measured here" if r.measured_here else f"not measured here: {r.source}"),
     ]
-    note = "Rows marked “not measured here” are published figures of other models, for context only."
+    note = "Rows marked “not measured here” are published figures or expectations of other models, for context only."
     return table_of(
         "baselines",
         "Baselines",
@@ -103,6 +103,12 @@ def baselines_table(rows: Sequence[BaselineRow]) -> Table:
     )
 
 
+def _baseline_value(row: BaselineRow) -> str:
+    if row.expected is not None:
+        return f"{w.percent(row.expected[0], 0)} to {w.percent(row.expected[1], 0)}"
+    return w.percent_plus_minus(row.value, row.sd) if row.sd is not None else w.percent(row.value)
+
+
 def costs_table(rows: Sequence[CostRow]) -> Table:
     """Training cost by task and method."""
     formats: list[Format] = [
@@ -111,12 +117,16 @@ def costs_table(rows: Sequence[CostRow]) -> Table:
         ("Wall time", lambda r: w.duration(r.wall_s)),
         ("Peak memory", lambda r: w.size(r.peak_memory_bytes)),
         ("Real tokens/s", lambda r: w.number(r.real_tokens_per_s)),
+        ("MFU", lambda r: w.percent(r.mfu)),
         ("Steps to best", lambda r: w.number(r.steps_to_best)),
         ("Trainable share", lambda r: w.percent(r.trainable_share, 0 if r.trainable_share == 1 else None)),
         ("Speed-up", lambda r: w.NONE if r.actual_speedup is None else f"{w.decimals(r.actual_speedup, 2)}×"),
         ("In theory", lambda r: w.NONE if r.theoretical_speedup is None else f"{w.decimals(r.theoretical_speedup, 2)}×"),
     ]
-    note = "Medians over seeds. Speed-up: wall time of the reference method over this one's; in theory: from operations per token."
+    note = (
+        "Medians over seeds. Speed-up: real tokens a second of training over the reference method's; in theory: from operations a token. "
+        "MFU: model FLOPs a second over the device's peak, of this run alone when several share a device."
+    )
     return table_of("costs", "Training cost", [r for r in rows if r.steps], formats, ("Task", "Method"), note)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunescope.tracking_services import offline_runs
+
 from .session import Session
 from .state import StepState
 
@@ -32,6 +34,7 @@ def details(session: Session, step_id: str, study: str, overrides: Sequence[str]
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else [],
         "log": log.read_text(errors="replace").splitlines() if log.exists() else [],
         "command": _command(state, folder, study, overrides),
+        "sync": shlex.join(["wandb", "sync", *map(str, waiting)]) if (waiting := offline_runs(folder)) else None,
     }
 
 
@@ -47,8 +50,9 @@ def detail_lines(found: dict[str, Any]) -> list[str]:
     """The same for reading, without the log."""
     head = [f"{found['id']}: {found['status']}{'  ' + found['why'] if found['why'] else ''}", f"folder   {found['folder']}"]
     head += [f"phase    {found['phase']}, machine {found['machine'] or 'any'}", f"needs    {_short(found['needs']) or 'nothing'}"]
+    sync = [f"send it  {found['sync']}"] if found["sync"] else []
     inputs = ["inputs:", *(f"  {line}" for line in _flat(found["inputs"]))]
-    return [*head, *inputs, *_result_lines(found["result"]), f"run it   {found['command']}"]
+    return [*head, *inputs, *_result_lines(found["result"]), f"run it   {found['command']}", *sync]
 
 
 def _result_lines(result: dict[str, Any] | None) -> list[str]:

@@ -20,7 +20,7 @@ from .worker import TAKEN
 MEMORY = ("OutOfMemoryError", "MemoryError")
 """Failures that having the machine to itself may cure."""
 LOOK_S = 2.0
-"""How often folders are looked at while only other drivers' steps run."""
+"""How often all folders are looked at, as other drivers may be at work; in between only those of our own steps."""
 
 
 class Display(Protocol):
@@ -82,8 +82,10 @@ class Driver:
                     return survey(self.plan, Store(self.store.root), self.data_check)
                 self._end_overdue()
                 ended = self.executor.poll(0.25)
-                if ended or contended or self.clock() - looked > LOOK_S:
-                    states, looked = self._settle(ended), self.clock()
+                anew = contended or self.clock() - looked > LOOK_S
+                if ended or anew:
+                    states = self._settle(ended, anew)
+                looked = self.clock() if anew else looked
                 self.display.update(states, self.started)
         finally:
             self.executor.close()
@@ -161,15 +163,15 @@ class Driver:
         self.display.started(step)
         return True
 
-    def _settle(self, ended: list[Ended]) -> dict[str, StepState]:
-        """Record how workers ended and look at the folders; a step that is retried is ready again in the returned states."""
+    def _settle(self, ended: list[Ended], anew: bool) -> dict[str, StepState]:
+        """Record how workers ended and look at their folders, or at all of them; a step that is retried is ready again in the states."""
         took = {item.step_id: self.clock() - self.started.pop(item.step_id) for item in ended}
         for item in ended:
             if item.code == TAKEN:
                 self.attempts[item.step_id] -= 1
             elif self._result_missing(item.step_id) and not self._retry(item):
                 self._record_crash(item)
-        states = self.survey()
+        states = self.survey() if anew else self._surveyor.update(took.keys() | self.started.keys())
         for step_id, duration in took.items():
             state = states[step_id]
             if state.status in ("done", "failed", "blocked"):

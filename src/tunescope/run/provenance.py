@@ -13,9 +13,12 @@ from typing import Any
 import psutil
 
 from tunescope import __version__
+from tunescope.errors import PrerequisiteError
 
 from .environment import gpu_lines
 from .files import read_json, write_json
+from .registration import RECORDED, kept_registration
+from .sources import sources
 from .store import StepRecord, Store
 
 
@@ -110,10 +113,21 @@ def write_provenance(store: Store, record: StepRecord) -> None:
         "device": record.launch.device,
         "threads": record.launch.threads,
         "model": record.inputs.get("model"),
+        "sources": _sources(store, record),
         "data": _data_revision(record),
         "upstream": record.upstream,
     }
+    if record.inputs.get("role") == "final":
+        value[RECORDED] = (kept_registration(store) or {}).get("sha256")
     write_json(store.folder(record.id) / "provenance.json", value)
+
+
+def _sources(store: Store, record: StepRecord) -> dict[str, str] | None:
+    """Digests of the base model and the template; a model folder that went away since the step read it must not cost the step."""
+    try:
+        return sources(record.inputs, store.root, store.root / "environments")
+    except (PrerequisiteError, OSError):
+        return None
 
 
 def _data_revision(record: StepRecord) -> dict[str, Any] | None:

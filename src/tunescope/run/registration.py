@@ -15,6 +15,8 @@ from .files import read_json, write_json
 from .store import Store
 
 _FINAL = "train/*/*/final/*/result.json"
+RECORDED = "registered_plan"
+"""Key of a final run's provenance.json: SHA-256 of the plan that was registered when it finished."""
 
 
 def register(study: Study, store: Store, step_id: str) -> None:
@@ -32,6 +34,36 @@ def kept_registration(store: Store) -> dict[str, Any] | None:
     return (read_json(path) or {}) if path.exists() else None
 
 
+def refuse_mixed_plans(store: Store) -> None:
+    """Final runs that finished under another registered plan than the one kept here do not belong to one study.
+
+    Raises:
+        PrerequisiteError: folders of stores with different plans were merged, or registration.json was exchanged.
+    """
+    plans = _plans(store)
+    if len(plans) < 2:
+        return
+    lines = [f"  {sha[:16]}: {where[0]}" + (f" and {len(where) - 1} more" if where[1:] else "") for sha, where in plans.items()]
+    raise PrerequisiteError(
+        "\n".join([f"{store.root}: what is here stands under {len(plans)} different registered plans", *lines])
+        + f"\nkeep the stores apart; or put back the {FILE} that belongs to the runs; or remove the folders of the runs that finished "
+        "under another plan and run them again"
+    )
+
+
+def _plans(store: Store) -> dict[str, list[str]]:
+    """SHA-256 of a registered plan -> what stands under it: the kept registration, then finished final runs that recorded one."""
+    found: dict[str, list[str]] = {}
+    kept = kept_registration(store) or {}
+    if isinstance(kept.get("sha256"), str):
+        found[kept["sha256"]] = [FILE]
+    for path in sorted((store.root / "steps").glob(_FINAL)):
+        sha = (read_json(path.parent / "provenance.json") or {}).get(RECORDED)
+        if sha:
+            found.setdefault(sha, []).append(path.parent.relative_to(store.root / "steps").as_posix())
+    return found
+
+
 def _looked(store: Store) -> bool:
     """Whether any final run, superseded ones too, has left a result that could have been looked at."""
     found = (place.glob(pattern) for place, pattern in ((store.root / "steps", _FINAL), (store.attic(), f"*/{_FINAL}")))
@@ -40,28 +72,33 @@ def _looked(store: Store) -> bool:
 
 def design(plan: Plan, store: Store, pilot: Path | None) -> dict[str, Any]:
     """The registered plan and its power, as JSON types."""
-    check = check_plan(plan.study, kept_registration(store))
-    return {"registered_plan": asdict(check), "power": [asdict(row) for row in _power(plan, store, pilot)]}
+    refuse_mixed_plans(store)
+    check, (rows, refused) = check_plan(plan.study, kept_registration(store)), _power(plan, store, pilot)
+    return {"registered_plan": asdict(check), "power": [asdict(row) for row in rows], "pilot_not_used": refused}
 
 
 def design_lines(plan: Plan, store: Store, pilot: Path | None) -> list[str]:
     """The registered plan and its power, in words."""
-    return [*check_plan(plan.study, kept_registration(store)).lines(), *power_lines(plan.study, _power(plan, store, pilot))]
+    refuse_mixed_plans(store)
+    rows, refused = _power(plan, store, pilot)
+    lines = [*check_plan(plan.study, kept_registration(store)).lines(), *power_lines(plan.study, rows)]
+    return [*lines, *(f"  {task}: the pilot is not used: {why}" for task, why in refused.items())]
 
 
-def _power(plan: Plan, store: Store, pilot: Path | None) -> list[PowerRow]:
-    """Test sizes come from finished data steps where there are any."""
+def _power(plan: Plan, store: Store, pilot: Path | None) -> tuple[list[PowerRow], dict[TaskName, str]]:
+    """Power, and the tasks that a pilot says nothing about; test sizes come from finished data steps where there are any."""
     known: dict[TaskName, int] = {}
     for task in plan.study.tasks:
         result, _ = store.result(f"data/{task}")
         n = result.metric("examples", "test") if result else None
         if n:
             known[task] = int(n)
-    return planned_power(plan.study, sizes_of_tests(plan.study, known), _pilot(plan.study, pilot) if pilot else None)
+    measured, refused = _pilot(plan.study, pilot) if pilot else ({}, {})
+    return planned_power(plan.study, sizes_of_tests(plan.study, known), measured), refused
 
 
-def _pilot(study: Study, folder: Path) -> dict[TaskName, Pilot]:
-    """Spreads measured in a finished pilot, by its own study file and at this study's margin."""
+def _pilot(study: Study, folder: Path) -> tuple[dict[TaskName, Pilot], dict[TaskName, str]]:
+    """Spreads measured in a finished pilot by this study's analysis, and why its other tasks are not used."""
     from tunescope.analysis.frames import collect
     from tunescope.analysis.pilot import measured
     from tunescope.study.load import load_study
@@ -69,7 +106,8 @@ def _pilot(study: Study, folder: Path) -> dict[TaskName, Pilot]:
     if not (folder / "study.yaml").is_file():
         raise PrerequisiteError(f"--pilot {folder}: no study.yaml there; name the folder of a pilot's runs, e.g. runs/pilot")
     pilot = load_study(str(folder / "study.yaml")).study
-    found = measured(collect(folder, pilot), pilot, study.analysis.quality_retained)
-    if not found:
-        raise PrerequisiteError(f"--pilot {folder}: no task has two seeds of both methods with predictions; finish the pilot first")
-    return found
+    found = measured(collect(folder, pilot), pilot, study)
+    if not found.tasks:
+        why = [f"  {task}: {reason}" for task, reason in found.refused.items()] or ["  it has no task of this study"]
+        raise PrerequisiteError("\n".join([f"--pilot {folder}: it says nothing about this study's spreads", *why]))
+    return found.tasks, found.refused

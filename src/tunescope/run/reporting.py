@@ -13,6 +13,7 @@ from tunescope.study.plan import Plan
 from tunescope.study.schema import StudyFile
 
 from .files import read_json, sha256_file, write_json, write_text
+from .registration import kept_registration, refuse_mixed_plans
 from .state import States
 from .store import Store
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 
 def built_from(study_file: StudyFile, store: Store, states: States) -> str:
-    """Digest of everything a report depends on: results (timings too), what is missing and why, the study, the version."""
+    """Digest of what a report depends on: results (timings too), what is missing and why, study, registered plan, version."""
     results = {i: sha256_file(store.folder(i) / "result.json") for i, s in states.items() if s.finished}
     missing = {i: [s.status, s.why] for i, s in states.items() if not s.finished}
-    return fingerprint({"results": results, "missing": missing, "study": canonical(study_file.study), "version": __version__})
+    study, plan = canonical(study_file.study), kept_registration(store)
+    return fingerprint({"results": results, "missing": missing, "study": study, "registration": plan, "version": __version__})
 
 
 def current_report(study_file: StudyFile, store: Store, states: States) -> Path | None:
@@ -39,11 +41,15 @@ def find(study_file: StudyFile, plan: Plan, store: Store, states: States, now: s
 
     Args:
         now: the time that the findings carry.
+
+    Raises:
+        PrerequisiteError: the finished runs stand under different registered plans.
     """
     from tunescope.analysis.findings import Missing
     from tunescope.analysis.frames import collect
     from tunescope.analysis.statistical_analysis import analyse
 
+    refuse_mixed_plans(store)
     missing = [Missing(step=i, state=s.status, why=s.why) for i, s in states.items() if not s.finished]
     frames = collect(store.root, study_file.study, planned=plan.steps, missing=missing)
     return frames, analyse(frames, study_file.study, missing, now=now)

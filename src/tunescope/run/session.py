@@ -16,6 +16,7 @@ from .driver import Display, Driver, Policy
 from .environment import choose_device, cores
 from .gpus import Gpu, GpuRoom, MemoryNeeds, inventory
 from .local import Executor, LocalExecutor
+from .registration import refuse_mixed_plans
 from .reporting import write_study
 from .selection import Chosen
 from .state import StepState, survey
@@ -112,8 +113,9 @@ class Session:
         """What must hold before steps are started.
 
         Raises:
-            PrerequisiteError: prepared data changed, or official files are not there.
+            PrerequisiteError: prepared data changed, official files are not there, or runs stand under different registered plans.
         """
+        refuse_mixed_plans(self.store)
         self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
         write_study(self.file, self.plan, self.store)

@@ -1,6 +1,6 @@
 """The state of every step, derived from files alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,15 +65,33 @@ class Surveyor:
     def __init__(self, plan: Plan, store: Store, data_check: DataCheck):
         self._plan, self._store, self._data_check = plan, store, data_check
         self._bare: dict[str, tuple[Any, StepState]] = {}
+        self._last: dict[str, StepState] = {}
 
     def survey(self) -> dict[str, StepState]:
         """The state of every step of the plan, from the files as they are now."""
+        self._last = {}
+        return self.update(())
+
+    def update(self, touched: Collection[str]) -> dict[str, StepState]:
+        """The states after some steps were worked on: only they, and what comes after a step that changed, are looked at again.
+
+        Looking at 2,000 folders after each step takes 50 ms, and seconds on a network disk. What others do shows in the next survey.
+        """
         states: dict[str, StepState] = {}
         finished: dict[str, FinishedStep] = {}
+        moved: set[str] = set()
         for step in self._plan.steps:
-            state = states[step.id] = self._state(step, states, finished)
+            known = self._last.get(step.id)
+            if known is None or step.id in touched or not moved.isdisjoint((*step.needs, *step.selects_from)):
+                state = self._state(step, states, finished)
+                if known is None or (known.status, known.digest) != (state.status, state.digest):
+                    moved.add(step.id)
+            else:
+                state = known
+            states[step.id] = state
             if state.finished:
                 finished[step.id] = state.finished
+        self._last = states
         return states
 
     def _state(self, step: Step, states: States, finished: Mapping[str, FinishedStep]) -> StepState:

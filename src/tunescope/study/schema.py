@@ -94,8 +94,11 @@ class TrainingSpec(Frozen):
     """Forward and backward as CUDA graphs. auto: wherever packed on a GPU."""
     fused_kernels: bool = False
     """Norms, rotary positions and gated MLPs by Liger's fused kernels (GPU only): fewer launches, other rounding."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit: moments in 8 bits by bitsandbytes, a quarter of their memory (a labelled variant; the embedding's stay in 32)."""
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_in_backward"] = "adamw"
+    """adamw_8bit: moments in 8 bits by bitsandbytes, a quarter of their memory (a labelled variant; the embedding's stay in 32).
+    adamw_in_backward: the numbers of adamw; each weight is updated as soon as its gradient is there, which is then freed: a gradient's
+    memory less for one more backward pass. An effective batch must be one micro-batch.
+    """
     eval_batch: PositiveInt = 16
     max_epochs: PositiveFloat = 3
     max_steps: PositiveInt | None = None
@@ -244,6 +247,12 @@ def _inconsistencies(study: Study) -> list[str]:
         sizes = {m: len(study.learning_rates(task, m)) for m in study.methods}
         if len(set(sizes.values())) > 1:
             found.append(f"tasks.{task}: learning-rate grids must be equal in size for all methods (equal search budget), got {sizes}")
+    training, largest = study.training, max(size for task in study.tasks for size in study.batch_sizes(task)) if study.tasks else 0
+    if training.optimizer == "adamw_in_backward" and (training.micro_tokens or (training.micro_batch or largest) < largest):
+        found.append(
+            "training.optimizer: adamw_in_backward updates weights while gradients are computed, so an effective batch must be one "
+            "micro-batch: leave out micro_batch and micro_tokens, and set gradient_checkpointing when memory asks for it"
+        )
     serving = study.serving
     if serving is not None:
         wanted = serving.served_tasks(())
@@ -263,10 +272,12 @@ class Paths(Frozen):
 
 
 class Tracking(Frozen):
-    """Weights & Biases. The local record is complete without it."""
+    """Weights & Biases, or Trackio. The local record is complete without either."""
 
     wandb: Literal["auto", "offline", "online", "off"] = "auto"
     """auto: online when logged in, else offline."""
+    trackio: bool = False
+    """Trackio (extra `trackio`) in place of W&B: a database on this machine, no account."""
     entity: str | None = None
     phase1_project: str = "NLP-Phase1-Training"
     phase2_project: str = "NLP-Phase2-Analysis"

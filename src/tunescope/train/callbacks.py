@@ -93,15 +93,16 @@ class LayerWatch:
 
         return keep
 
-    def gradients(self, step: int) -> None:
-        """Gradient norms of the layers, before they are clipped."""
+    def gradients(self, step: int, norms: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        """Gradient norms of the layers, before they are clipped; from the weights' own `norms` where gradients are gone already."""
         self._real_BT = None
         if not self.due(step):
             return
         for name, group in self._groups.items():
             grads = [p.grad.detach().float() for p in group if p.grad is not None]
-            if grads:
-                self.values[name] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            found = torch._foreach_norm(grads) if norms is None and grads else [norms[p] for p in group if p in norms] if norms else []
+            if found:
+                self.values[name] = torch.linalg.vector_norm(torch.stack(list(found)))
 
     def take(self) -> dict[str, float]:
         """The latest values, once."""

@@ -93,6 +93,8 @@ class Trained:
     """How its steps ran: `batching`, `captured`."""
     peaks: Mapping[str, Mapping[str, float]]
     """Peak memory in bytes of each phase so far."""
+    resumed: bool
+    """Whether this process took over from another, whose time it does not know."""
 
 
 def run_train(inputs: TrainInputs, ctx: StepContext) -> StepResult:
@@ -191,9 +193,10 @@ def train(run: Run) -> Trained:
         try:
             return _train_once(run, micro)
         except torch.OutOfMemoryError as error:
-            if micro == 1:
+            if micro == 1 or run.inputs.training.optimizer == "adamw_in_backward":
                 raise OutOfMemoryError(
-                    "out of GPU memory at micro-batch 1: set training.gradient_checkpointing, or run fewer jobs on this GPU"
+                    f"out of GPU memory at micro-batch {micro}, which cannot be halved: set training.gradient_checkpointing, "
+                    "or run fewer jobs on this GPU"
                 ) from error
             smaller = micro_batch_size(run.batch_size, micro // 2)
             run.notes.append(
@@ -221,18 +224,21 @@ def _train_once(run: Run, micro: int) -> Trained:
     batching = Batching(run.pad_id, packs(inputs.training, run.precision), micro, inputs.training.micro_tokens)
     capture = inputs.training.capture if captures(inputs.training, run.precision) else "never"
     trainer = build_trainer(
-        model, _arguments(run), _dataset(run), run.selection_rows, batching, run.precision, capture=capture, watch=watch
-    )
+        model, _arguments(run), _dataset(run), run.selection_rows, batching, run.precision, capture=capture, watch=watch,
+        in_backward=inputs.training.optimizer == "adamw_in_backward",
+    )  # fmt: skip
     for callback in _callbacks(run, trainer, recorder, watch):
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
     steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
-    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()})
+    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()}, checkpoint is not None)
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
     """Free what only training needs; says whether its steps were captured."""
     trainer.optimizer = trainer.lr_scheduler = None
+    if trainer.in_backward is not None:
+        trainer.in_backward.close()
     captured = trainer.captured
     if captured is None:
         return {"captured": False}

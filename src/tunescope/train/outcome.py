@@ -15,28 +15,16 @@ from transformers import TrainerState
 
 from tunescope.errors import StepError
 from tunescope.models.loading import decoder_layers, parameter_counts
-from tunescope.models.lora_utils import (
-    MergeEquivalence,
-    adapter_norms,
-    base_sha256,
-    last_token_logits,
-    load_finetuned,
-    merge_equivalence,
-    rank_utilisation,
-    save_as_update,
-    tensor_sha256,
-)
-from tunescope.models.tokenization import completion_ids
+from tunescope.models.lora_utils import save_as_update, tensor_sha256
 from tunescope.records import Metric, StepResult
 
 from .callbacks import selection_losses
-from .evaluate import evaluate, write_predictions
+from .evaluate import Prediction, evaluate, write_predictions
 from .finetune import Reference, Run, Trained, forget_peak, peak_memory
+from .flops import flops_per_token, peak_flops
+from .proofs import MERGE_TOLERANCE, adapter_proofs, trained_tensors
 from .red_flags import adapter_flags, training_flags
 from .trainer import save_weights
-
-MERGE_TOLERANCE = 1e-4
-"""Largest |Δlogit| between merged and adapted model in fp32."""
 
 
 def conclude(run: Run, trained: Trained) -> StepResult:
@@ -47,6 +35,7 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     load_weights(model, run.checkpoints / f"checkpoint-{best}")
     model.float().eval()
     trainable, total = parameter_counts(model)
+    flops = flops_per_token(model, run.rows, trainable, adapted=run.inputs.method_spec.adapter is not None)
     metrics = [
         *_training_metrics(state, best),
         Metric(name="trainable_parameters", value=trainable, unit="parameters"),
@@ -55,9 +44,9 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     outputs = _outputs(run, trained)
     notes = run.notes + training_flags(state.log_history)
     content = ["drift.parquet", "probe/step-0.safetensors", "probe/scored.safetensors"]
-    final = run.inputs.role == "final"
-    if final:
-        scores = _score(run, model)
+    predictions: list[Prediction] = []
+    if run.inputs.role == "final":
+        predictions, scores = _score(run, model)
         metrics = scores + metrics
         content += ["predictions.parquet", *_save(run, model, trained.reference)]
     _, drifts = trained.recorder.score(model, best)
@@ -66,13 +55,13 @@ def conclude(run: Run, trained: Trained) -> StepResult:
     run.ctx.tracker.log({"drift": drifts["drift"]}, best)
     outputs["weights_sha256"] = tensor_sha256(trained_tensors(model))
     if trained.reference is not None:
-        proofs, facts = _adapter_proofs(run, model, trained.reference, final)
+        proofs, facts = adapter_proofs(run, model, trained.reference, predictions)
         metrics, outputs = metrics + proofs, outputs | facts
         notes += adapter_flags(facts, proofs, MERGE_TOLERANCE)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     shutil.rmtree(trained.recorder.rows, ignore_errors=True)
     run.ctx.tracker.summary({m.name if m.split is None else f"{m.split}/{m.name}": m.value for m in metrics})
-    resources = _resources(run, trained, trainable, total)
+    resources = _resources(run, trained, flops)
     return StepResult(metrics=metrics, resources=resources, outputs=outputs, content=content, notes=notes)
 
 
@@ -98,12 +87,7 @@ def load_weights(model: Any, folder: Path) -> None:
         raise StepError(f"{folder}: checkpoint does not fit the model (missing {absent[:3]}, unexpected {list(unexpected)[:3]})")
 
 
-def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The weights that training changed, by name."""
-    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _score(run: Run, model: Any) -> list[Metric]:
+def _score(run: Run, model: Any) -> tuple[list[Prediction], list[Metric]]:
     training = run.inputs.training
     predictions, scores = evaluate(
         model,
@@ -115,7 +99,7 @@ def _score(run: Run, model: Any) -> list[Metric]:
         device=run.ctx.device,
     )
     write_predictions(run.ctx.folder / "predictions.parquet", predictions)
-    return list(scores)
+    return predictions, scores
 
 
 def _save(run: Run, model: Any, reference: Reference | None) -> list[str]:
@@ -175,76 +159,21 @@ def loss_digest(history: list[dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _adapter_proofs(run: Run, model: Any, reference: Reference, saved: bool) -> tuple[list[Metric], dict[str, Any]]:
-    """The base is untouched, the rank is used so far; a saved adapter can be unloaded, loaded again and merged."""
-    after = base_sha256(model)
-    used = rank_utilisation(model) if reference.start_adapter is None else {}
-    facts: dict[str, Any] = {
-        "base_unchanged": after == reference.start_sha256,
-        "base_sha256": {"before": reference.sha256, "start": reference.start_sha256, "after": after},
-        "adapter_norms": adapter_norms(model),
-        "largest_adapter_weight": max(float(t.abs().max()) for t in trained_tensors(model).values()),
-    }
-    if saved and reference.start_adapter is not None:
-        model, facts["conversion_max_abs_logit_difference"] = _converted(run, model, reference)
-        used = rank_utilisation(model)
-    facts["rank_utilisation"] = used
-    metrics = []
-    if used:
-        share = sum(row["utilisation"] for row in used.values()) / len(used)
-        metrics.append(Metric(name="rank_utilisation", value=share, unit="fraction"))
-    if saved and base_can_return(model):
-        merged, round_trip = _round_trip(run, model, reference)
-        facts |= round_trip
-        metrics += [
-            Metric(name="merge_max_abs_logit_difference", value=merged.max_abs_logit_difference, unit="logit", n=merged.n),
-            Metric(name="merge_label_agreement", value=merged.label_agreement, unit="fraction", n=merged.n),
-        ]
-    return metrics, facts
-
-
-def _converted(run: Run, model: Any, reference: Reference) -> tuple[Any, float]:
-    """The adapter as it was saved, on the untouched base, and how far its logits are from the trained model's."""
-    trained = last_token_logits(model, reference.prompts)
-    kept = load_finetuned(run.base_path, run.ctx.folder, torch.float32, run.ctx.device)
-    return kept, float((last_token_logits(kept, reference.prompts) - trained).abs().max())
-
-
-def base_can_return(model: Any) -> bool:
-    """Whether this PEFT type can be merged and unloaded."""
-    return hasattr(model.base_model, "merge_and_unload") and hasattr(model.base_model, "unload")
-
-
-def _round_trip(run: Run, model: Any, reference: Reference) -> tuple[MergeEquivalence, dict[str, Any]]:
-    """Unload, load again from disk, merge. Uses up the model."""
-    adapted = last_token_logits(model, reference.prompts)
-    base = model.unload()
-    restored = last_token_logits(base, reference.prompts)
-    again = PeftModel.from_pretrained(base, str(run.ctx.folder / "adapter"), autocast_adapter_dtype=False).eval()
-    reloaded = last_token_logits(again, reference.prompts)
-    merged = last_token_logits(again.merge_and_unload(safe_merge=True).eval(), reference.prompts)
-    firsts = [completion_ids(run.tokenizer, v)[0] for v in run.task.verbalisers]
-    labels = firsts if firsts and len(set(firsts)) == len(firsts) else None
-    facts = {
-        "unload_restores_base": bool(torch.equal(restored, reference.logits_NV)),
-        "reload_restores_adapter": bool(torch.equal(reloaded, adapted)),
-        "merge_tolerance": MERGE_TOLERANCE,
-    }
-    return merge_equivalence(adapted, merged, labels), facts
-
-
-def _resources(run: Run, trained: Trained, trainable: int, total: int) -> list[Metric]:
+def _resources(run: Run, trained: Trained, flops: float) -> list[Metric]:
     logs = [row for row in trained.state.log_history if "loss" in row]
     seconds, tokens = sum(r["seconds"] for r in logs), sum(r["real_tokens"] for r in logs)
     step_times = [r["seconds"] / r["steps"] for r in logs]
-    rows = [
-        ("wall_s", time.perf_counter() - run.started, "s"),
+    speed, peak = tokens / max(seconds, 1e-9), peak_flops(run.ctx.device, run.precision.name)
+    rows = [] if trained.resumed else [("wall_s", time.perf_counter() - run.started, "s")]  # of a part of the run: of nothing
+    rows += [
         ("train_s", seconds, "s"),
         ("step_time_median_s", median(step_times), "s"),
-        ("real_tokens_per_s", tokens / max(seconds, 1e-9), "tokens/s"),
+        ("real_tokens_per_s", speed, "tokens/s"),
         ("real_tokens", tokens, "tokens"),
-        ("theoretical_flops_per_token", flops_per_token(run, trained.model, trainable, total), "FLOP"),
+        ("theoretical_flops_per_token", flops, "FLOP"),
+        ("model_flops_per_s", speed * flops, "FLOP/s"),
     ]
+    rows += [] if peak is None else [("mfu", speed * flops / peak, "fraction")]
     return [Metric(name=n, value=v, unit=u) for n, v, u in rows] + _peaks({**trained.peaks, "scoring": peak_memory()})
 
 
@@ -254,18 +183,3 @@ def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> list[Metric]:
     rows = [Metric(name=name, value=max(phase.get(name, 0.0) for phase in peaks.values()), unit="bytes") for name in names]
     phases = [(phase, name) for phase in peaks for name in peaks[phase] if name != "peak_rss_bytes"]
     return rows + [Metric(name=f"{phase}_{name}", value=peaks[phase][name], unit="bytes") for phase, name in phases]
-
-
-def flops_per_token(run: Run, model: Any, trainable: int, total: int) -> float:
-    """Training FLOPs a real token: full 6N, adapters 4N + 6·(adapter parameters), plus the head where it is computed.
-
-    N counts the base weights of the decoder layers.
-    """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = run.inputs.method_spec.adapter is not None
-    layers = sum(p.numel() for p in decoder_layers(base).parameters() if adapted is False or not p.requires_grad)
-    head = base.get_output_embeddings().weight.numel()
-    completions = sum(len(r.input_ids) - r.prompt_length for r in run.rows) / sum(len(r.input_ids) for r in run.rows)
-    if not adapted:
-        return 6.0 * layers + 6.0 * head * completions
-    return 4.0 * layers + 6.0 * trainable + 4.0 * head * completions

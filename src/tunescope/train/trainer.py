@@ -18,6 +18,7 @@ from tunescope.study.schema import TrainingSpec
 
 from .batching import Batching, EffectiveBatch, Row, RunDataset, completion_loss, on_device, selection_loss
 from .capture import CapturedSteps
+from .in_backward import InBackward
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def captures(spec: TrainingSpec, precision: Precision) -> bool:
         "execution.device is not cuda": not precision.device.startswith("cuda"),
         "training.batching is padded, or precision fp32": not packs(spec, precision) or precision.name == "fp32",
         "training.gradient_checkpointing is on": spec.gradient_checkpointing,
+        "training.optimizer works inside the backward pass": spec.optimizer == "adamw_in_backward",
     }
     found = [reason for reason, there in obstacles.items() if there]
     if spec.capture == "always" and found:
@@ -176,16 +178,20 @@ class CompletionTrainer(Trainer):
         precision: Precision,
         capture: Literal["auto", "always", "never"] = "never",
         watch: Any = None,
+        in_backward: bool = False,
         **kwargs: Any,
     ):
         collator: Any = batching
         super().__init__(data_collator=collator, eval_dataset=selection_rows, **kwargs)
         self.selection_rows, self.batching, self.precision, self.watch = selection_rows, batching, precision, watch
         self.window = Window()
+        self.in_backward: InBackward | None = None
+        trained: Any = self.model
+        if in_backward:
+            self.in_backward = InBackward(trained, self.args.max_grad_norm, lambda: getattr(self.optimizer, "optimizer", self.optimizer))
         self.captured: CapturedSteps | None = None
         if capture != "never":
             data: Any = self.train_dataset
-            trained: Any = self.model
             self.captured = CapturedSteps(trained, batching.pad_id, data.longest, self._loss, watch, required=capture == "always")
 
     def get_batch_samples(self, epoch_iterator: Iterator[EffectiveBatch], num_batches: int, device: Any) -> tuple[list, int]:
@@ -204,6 +210,8 @@ class CompletionTrainer(Trainer):
         with deterministic_backward():
             if self.captured is not None:
                 return self.captured.run(inputs, step)
+            if self.in_backward is not None and len(inputs.parts) > 1:
+                raise StepError(f"training.optimizer adamw_in_backward: step {step} has {len(inputs.parts)} micro-batches, one is possible")
             losses = [self._backward(self.batching.batch(rows), inputs.completion_tokens, step) for rows in inputs.parts]
         return torch.stack(losses).sum()
 
@@ -212,7 +220,10 @@ class CompletionTrainer(Trainer):
         if self.watch is not None:
             self.watch.look(step, batch)
         loss = self._loss(batch) / tokens
-        loss.backward()
+        if self.in_backward is None:
+            loss.backward()
+        else:
+            self.in_backward.step(loss)
         return loss.detach()
 
     def _loss(self, batch: dict[str, Any]) -> Tensor:
@@ -221,8 +232,8 @@ class CompletionTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.watch is not None:
-            self.watch.gradients(self.state.global_step + 1)
-        norm = super()._clip_grad_norm(model)
+            self.watch.gradients(self.state.global_step + 1, self.in_backward.norms if self.in_backward else None)
+        norm = self.in_backward.norm if self.in_backward else super()._clip_grad_norm(model)
         self.window.clipped = self.window.clipped.to(norm.device) + (norm > self.args.max_grad_norm)
         return norm
 
@@ -317,7 +328,7 @@ def _optimizer(spec: TrainingSpec) -> str:
     Raises:
         PrerequisiteError: its library is not installed.
     """
-    if spec.optimizer == "adamw":
+    if spec.optimizer != "adamw_8bit":
         return "adamw_torch_fused"
     if not is_bitsandbytes_available():
         raise PrerequisiteError(

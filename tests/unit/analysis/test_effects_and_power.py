@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.power import TTestPower
 
 from tunescope.analysis.effects import (
     anova,
@@ -18,7 +19,17 @@ from tunescope.analysis.effects import (
     tukey,
     within_correlation,
 )
-from tunescope.analysis.inference import Components, components, crossed_t, detectable_margin, mcnemar, power
+from tunescope.analysis.inference import (
+    Components,
+    components,
+    detectable_margin,
+    detectable_shift,
+    examples_needed,
+    mcnemar,
+    power,
+    seeds_needed,
+    units_needed,
+)
 
 
 @pytest.mark.parametrize(("n10", "n01"), [(1, 7), (12, 5), (0, 3), (9, 9), (40, 41)])
@@ -51,8 +62,8 @@ def test_dz_limits_are_noncentral_t_quantiles():
     d, (low, high) = cohens_dz(values)
     j, t = hedges_correction(4), values.mean() / values.std(ddof=1) * math.sqrt(5)
     assert d == pytest.approx(j * t / math.sqrt(5))
-    assert stats.nct.sf(t, 4, low / j * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
-    assert stats.nct.cdf(t, 4, high / j * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
+    assert stats.nct.sf(t, 4, low * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
+    assert stats.nct.cdf(t, 4, high * math.sqrt(5)) == pytest.approx(0.025, abs=1e-6)
     assert cohens_dz(np.array([1.0, 2.0])) is None and cohens_dz(np.full(4, 0.2)) is None
 
 
@@ -123,14 +134,23 @@ def test_detectable_margin_has_the_power_it_promises():
     assert power(Components(0, 0, 0), 0.1, 3, 10) == 1 and 0 <= power(Components(1e-6, 1e-6, 1e-6), 0.5, 3, 100) <= 1
 
 
-@pytest.mark.slow
-def test_power_is_what_simulation_finds():
-    rng, sd, draws = np.random.default_rng(4), Components(0.02, 0.1, 0.3), 2000
-    hits = 0
-    for _ in range(draws):
-        parts = sd.seeds * rng.standard_normal((5, 1)) + sd.examples * rng.standard_normal((1, 150))
-        hits += crossed_t(0.03 + parts + sd.residual * rng.standard_normal((5, 150))).p <= 0.05
-    assert hits / draws == pytest.approx(power(sd, 0.03, 5, 150), abs=0.06)
+def test_needed_numbers_are_the_smallest_that_reach_80_per_cent():
+    sd = Components(0.01, 0.15, 0.2)
+    seeds, examples = seeds_needed(sd, 0.02, 500), examples_needed(sd, 0.02, 5)
+    assert power(sd, 0.02, seeds, 500) >= 0.8 > power(sd, 0.02, seeds - 1, 500)
+    assert power(sd, 0.02, 5, examples) >= 0.8 > power(sd, 0.02, 5, examples - 1)
+    assert seeds_needed(sd, 0.001, 500) is None and examples_needed(sd, 0.001, 3) is None, "more of one alone is not enough"
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 2.5])
+def test_needed_units_are_those_of_statsmodels(ratio):
+    """TTestPower of statsmodels is the noncentral t as well, by another route."""
+    n = units_needed(1.0, ratio)
+    exact = TTestPower().solve_power(effect_size=ratio, alpha=0.05, power=0.8, alternative="larger")
+    assert n == math.ceil(float(np.squeeze(exact)))
+    shown = detectable_shift(2.0, n)
+    assert TTestPower().power(shown / 2.0, n, 0.05, alternative="larger") == pytest.approx(0.8, abs=1e-5)
+    assert units_needed(0.0, 0.1) == 2 and units_needed(1.0, -0.1) is None
 
 
 @pytest.mark.parametrize(
@@ -142,5 +162,4 @@ def test_limits_of_d_z_exist_and_invert_the_noncentral_t(differences):
     d, limits = cohens_dz(values)
     t = values.mean() / values.std(ddof=1) * np.sqrt(n)
     assert None not in limits and limits[0] < d < limits[1]
-    factor = hedges_correction(n - 1) / np.sqrt(n)
-    assert [stats.nct.cdf(t, n - 1, x / factor) for x in limits] == pytest.approx([0.975, 0.025], abs=1e-6)
+    assert [stats.nct.cdf(t, n - 1, x * np.sqrt(n)) for x in limits] == pytest.approx([0.975, 0.025], abs=1e-6)

@@ -1,15 +1,19 @@
 """Over many simulated studies planted effects give the planted verdicts at the right rates, and null studies find nothing."""
 
+import gc
+import os
 from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from simulated_store import small_study, write_store
 from tunescope.analysis.drift import drift_claims
 from tunescope.analysis.frames import collect
 from tunescope.analysis.overhead import overhead_claim
 from tunescope.analysis.quality import quality_claims, task_quality
+from tunescope.analysis.verdicts import hypothesis
 from tunescope.study.schema import AdapterSpec, MethodSpec, ServingSpec, TaskSpec
 
 SEEDS = (42, 1337, 2024, 3407, 5489)
@@ -25,53 +29,64 @@ STUDY = small_study(
         sampling=("greedy",), prompts_per_cell=12,
     ),
 )  # fmt: skip
-STUDIES = 40
+STUDIES = int(os.environ.get("TUNESCOPE_STUDIES", "30"))
+"""Simulated studies for each test; more of them by the environment variable."""
+CHANCE = stats.binom.ppf(0.9995, STUDIES, 0.05) / STUDIES
+"""The share that a true rate of 5 % exceeds once in 2,000 times."""
+
+
+@pytest.fixture(autouse=True)
+def quick_collection():
+    """statsmodels collects garbage at every Holm correction: a frozen heap makes that cheap."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def rates(tmp_path, **planted):
-    """Share of each verdict on quality, drift and overhead."""
-    counts = {name: Counter() for name in ("quality", "drift", "overhead")}
+    """Share of each verdict on quality, drift, overhead and the whole hypothesis."""
+    counts = {name: Counter() for name in ("quality", "drift", "overhead", "hypothesis")}
     for k in range(STUDIES):
-        root = tmp_path / str(k)
-        write_store(root, STUDY, seeds=SEEDS, rng=np.random.default_rng([k, 99]), **planted)
-        frames = collect(root, STUDY)
+        write_store(tmp_path, STUDY, seeds=SEEDS, rng=np.random.default_rng([k, 99]), n_examples=800, sampled=True, **planted)
+        frames = collect(tmp_path, STUDY)
         found = [task_quality(frames, STUDY, "mrpc")]
-        decisions = quality_claims(found, STUDY)[1], drift_claims(frames, STUDY, found)[1], overhead_claim(frames, STUDY)
-        for name, decision in zip(counts, decisions, strict=True):
+        decisions = [quality_claims(found, STUDY)[1], drift_claims(frames, STUDY, found)[1], overhead_claim(frames, STUDY)]
+        failed = any(q.gate_failed("full") for q in found)
+        for name, decision in zip(counts, [*decisions, hypothesis(*decisions, failed, STUDY.analysis)], strict=True):
             counts[name][decision.claim.verdict] += 1
-    return {name: {v: n / STUDIES for v, n in c.items()} for name, c in counts.items()}
+    return {name: {v: c[v] / STUDIES for v in ("supported", "contradicted", "inconclusive")} for name, c in counts.items()}
 
 
 @pytest.mark.slow
 def test_equal_methods_and_cheap_adapters_are_supported(tmp_path):
-    found = rates(tmp_path, quality_gap=0.0, drift_ratio=0.65, overhead=0.10, n_examples=800)
-    assert min(c.get("supported", 0) for c in found.values()) >= 0.8
-    assert max(c.get("contradicted", 0) for c in found.values()) <= 0.05
+    found = rates(tmp_path, quality_gap=0.0, drift_ratio=0.65, overhead=0.10)
+    assert min(c["supported"] for c in found.values()) >= 0.8
+    assert max(c["contradicted"] for c in found.values()) == 0
 
 
 @pytest.mark.slow
 def test_planted_harm_is_contradicted(tmp_path):
-    found = rates(tmp_path, quality_gap=0.05, drift_ratio=0.90, overhead=0.50, n_examples=800)
-    assert max(c.get("supported", 0) for c in found.values()) == 0
-    assert found["overhead"]["contradicted"] >= 0.8 and found["quality"].get("contradicted", 0) >= 0.5
-    assert found["drift"].get("contradicted", 0) >= 0.5
+    found = rates(tmp_path, quality_gap=0.05, drift_ratio=0.90, overhead=0.50)
+    assert max(c["supported"] for c in found.values()) == 0
+    assert found["overhead"]["contradicted"] >= 0.8
+    assert min(found[name]["contradicted"] for name in ("quality", "drift", "hypothesis")) >= 0.5
 
 
 @pytest.mark.slow
-def test_two_per_cent_is_never_contradicted_more_than_alpha_allows(tmp_path):
-    found = rates(tmp_path, quality_gap=0.02, drift_ratio=0.65, overhead=0.10, n_examples=800)["quality"]
-    assert found.get("contradicted", 0) <= 0.05 and found.get("supported", 0) >= 0.1
+def test_two_per_cent_is_sometimes_shown_and_never_contradicted_more_than_alpha_allows(tmp_path):
+    found = rates(tmp_path, quality_gap=0.02, drift_ratio=0.65, overhead=0.10)["quality"]
+    assert found["contradicted"] <= CHANCE and 0.1 <= found["supported"] <= 0.95
 
 
 @pytest.mark.slow
 def test_at_the_margins_few_studies_find_anything(tmp_path):
-    found = rates(tmp_path, quality_gap=0.03, drift_ratio=0.80, overhead=0.30, n_examples=800)
-    for name, counts in found.items():  # at most 7 of 40 happens by chance once in 700 studies at a true rate of 5 %
-        assert counts.get("supported", 0) <= 7 / STUDIES, name
-        assert counts.get("contradicted", 0) <= 7 / STUDIES, name
+    found = rates(tmp_path, quality_gap=0.03, drift_ratio=0.80, overhead=0.30)
+    for name, counts in found.items():
+        assert max(counts["supported"], counts["contradicted"]) <= CHANCE, name
 
 
 @pytest.mark.slow
 def test_a_study_without_any_difference_finds_no_drift_benefit(tmp_path):
-    found = rates(tmp_path, quality_gap=0.0, drift_ratio=1.0, overhead=0.0, n_examples=800)
-    assert found["drift"].get("supported", 0) == 0 and found["quality"].get("contradicted", 0) == 0
+    found = rates(tmp_path, quality_gap=0.0, drift_ratio=1.0, overhead=0.0)
+    assert found["drift"]["supported"] == 0 and found["drift"]["contradicted"] >= 0.8
+    assert found["quality"]["contradicted"] == 0 and found["overhead"]["contradicted"] == 0

@@ -222,6 +222,11 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
             frame.loc[frame.index[frame.label == "entailment"][0], "prediction"] = "entailment"
         frame["correct"] = (frame.label == frame.prediction).astype(float)
         frame.to_parquet(path)
+        result = json.loads((path.parent / "result.json").read_text())
+        for metric in result["metrics"]:
+            if metric["name"] == "accuracy" and metric["split"] == "test":
+                metric["value"] = frame.correct.mean()
+        (path.parent / "result.json").write_text(json.dumps(result))
     found = findings_of(copy)
     assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
         "nothing was learned"
@@ -231,6 +236,12 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     assert got["quality/sst2"] == "supported"
     assert any("nothing was learned" in r.text and r.step == "baseline/rte" for r in found.red_flags)
     assert any("RTE" in line for line in found.limitations)
+    assert "weakest of 3 compared tasks" in found.answer[0] and "RTE" not in found.answer[0].split(";")[0]
+    for name in ("power", "practical_threshold", "mean_gap", "quality_sensitivity", "drift_sensitivity", "drift_paired"):
+        assert "rte" not in {row[0] for row in found.statistics[name]["rows"]}, f"{name} compares what was not learned"
+    takes = {row[0]: row[2] for row in found.statistics["undecided"]["rows"]}
+    assert takes["quality/rte"] == takes["drift/rte"] and takes["drift/rte"].startswith("first, methods that learn")
+    assert "nothing to compare" in next(row[1] for row in found.statistics["advice"]["rows"] if "RTE" in row[0])
     whole, drift = claim(found, "hypothesis").notes, claim(found, "drift/all").notes
     assert "quality/all does not enter: RTE cannot be decided" in whole and "drift/all does not enter: RTE cannot be decided" in whole
     why = [note for note in drift if note.startswith("inconclusive because")]

@@ -81,6 +81,31 @@ def test_published_rows_say_not_measured_here(tables: dict[str, Table]) -> None:
     assert all("not measured here" not in " ".join(r.cells) for r in tables["baselines"].rows if r.mark != "published")
 
 
+def test_an_expected_range_stands_beside_the_measured_base_without_a_value(tables: dict[str, Table]) -> None:
+    table = tables["baselines"]
+    rows = [dict(zip(table.columns, row.cells, strict=True)) for row in table.rows if row.cells[1] == "about 1B"]
+    assert rows and {row["Value"] for row in rows} == {"80\u00a0% to 85\u00a0%"}
+    assert {row["95 % interval"] for row in rows} == {"–"} and {row["Origin"] for row in rows} == {"not measured here: a plan"}
+    assert {row.cells[1] for row in table.rows} >= {"base", "majority"}
+
+
+def test_costs_compare_training_speed_and_not_wall_time(tables: dict[str, Table], published: Published) -> None:
+    """The simulated arms take the same wall time; LoRA trains 1 / 0.7 as many tokens a second."""
+    costs = {(r.task, r.method): r for r in published.findings.costs}
+    assert costs["sst2", "full"].wall_s == costs["sst2", "lora"].wall_s
+    assert costs["sst2", "full"].actual_speedup == 1 and costs["sst2", "lora"].actual_speedup == pytest.approx(1 / 0.7)
+    table = tables["costs"]
+    cells = {row.cells[:2]: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
+    lora = next(v for k, v in cells.items() if k == ("SST-2", "lora"))
+    assert lora["MFU"] == "57.1\u00a0%" and lora["Speed-up"] == "1.43×"
+
+
+def test_merging_in_bf16_is_shown(published: Published) -> None:
+    table = published.findings.statistics["merge"]
+    at = [table["columns"].index(name) for name in ("bf16: equal predictions", "bf16: score gap")]
+    assert table["rows"] and all([row[k] for k in at] == [0.995, 0.001] for row in table["rows"])
+
+
 def test_overhead_stands_only_with_the_candidate_and_carries_the_serve_step(tables: dict[str, Table]) -> None:
     table = tables["master"]
     place = table.columns.index("Overhead")

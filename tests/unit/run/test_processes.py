@@ -160,12 +160,17 @@ def test_the_fork_server_starts_no_thread_and_no_cuda():
 
 @pytest.mark.slow
 def test_the_fork_server_runs_real_data_steps(tmp_path):
-    """The default executor end to end, through the installed command, on a step that needs no model."""
+    """The default executor end to end, through the installed command; no file shows a key of its environment."""
     command = [sys.executable, "-m", "tunescope", "run", "quickstart", "--only", "data/rte", "--only", "data/sst2", "--display", "plain"]
-    done = subprocess.run([*command, "--set", "execution.tracking.wandb=off"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    keys = {"WANDB_API_KEY": "0123456789abcdef" * 2, "HF_TOKEN": "hf_planted_planted", "RAY_AUTH_TOKEN": "ray_planted_planted"}
+    variables = {**os.environ, **keys, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     provenance = read_json(tmp_path / "runs" / "quickstart" / "steps" / "data" / "rte" / "provenance.json")
     assert provenance["packages"]["torch"] and provenance["threads"] == 1 and provenance["data"]["source"] == "sample"
+    assert len(list(tmp_path.rglob("offline-run-*/run-*.wandb"))) == 2 and "exec wandb sync" in done.stderr
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert not any(key.encode() in path.read_bytes() for key in keys.values()), f"a key was written to {path}"
 
 
 TINY = ["training.max_steps=4", "training.eval_every=2", "training.checkpoint_every=2", "training.log_every=1", "drift.probe_examples=20",

@@ -20,7 +20,10 @@ from tunescope.records import StepContext, StepResult
 from tunescope.study.inputs import TrainInputs
 from tunescope.study.schema import AdapterSpec, DataSpec, DriftSpec, Limits, MethodSpec, ModelSpec, TaskSpec, TrainingSpec
 from tunescope.train import finetune
+from tunescope.train.evaluate import read_predictions
 from tunescope.train.finetune import run_train, warmup_length
+from tunescope.train.proofs import merged_in_bf16
+from tunescope.train.red_flags import adapter_flags
 
 SPROUT = ModelSpec(name="sprout-2m")
 
@@ -185,11 +188,27 @@ def test_proofs_of_an_adapter_run(finished):
     result, _, _ = finished["lora"]
     values = {m.name: m.value for m in result.metrics}
     assert 0 < values["merge_max_abs_logit_difference"] <= 1e-4 and values["merge_label_agreement"] == 1
+    assert values["merge_bf16_label_agreement"] >= 0.99 and values["merge_bf16_score_gap"] <= 0.005
     facts = result.outputs
+    assert facts["merge_bf16_computed_in"] == "fp32"  # weights rounded to bf16: a CPU need not have its arithmetic
     assert facts["base_unchanged"] and facts["unload_restores_base"] and facts["reload_restores_adapter"]
     assert facts["base_sha256"]["before"] == facts["base_sha256"]["after"]
     assert len(facts["rank_utilisation"]) == 12 and 1 / 8 <= values["rank_utilisation"] <= 1
     assert not any("merged" in n or "base weights" in n for n in result.notes)
+
+
+def test_a_merged_model_that_predicts_otherwise_raises_a_flag(data, finished, tmp_path):
+    """The proof takes the merged model's own predictions: one whose head is turned round gives other labels."""
+    prepared = finetune.prepare(inputs("lora"), StepContext(tmp_path, data, {}, "cpu", Log()))
+    result, folder, _ = finished["lora"]
+    merged = load_finetuned(resolve_model(SPROUT), folder, torch.float32, "cpu").merge_and_unload()
+    stored = read_predictions(folder / "predictions.parquet")
+    sound, computed_in = merged_in_bf16(prepared, merged, stored)
+    assert sound == [m for m in result.metrics if m.name.startswith("merge_bf16")] and computed_in == "fp32"
+    assert all(torch.equal(p, p.bfloat16().float()) for p in merged.parameters())
+    merged.model.norm.weight.data.neg_()
+    broken, _ = merged_in_bf16(prepared, merged, stored)
+    assert broken[0].value < 0.5 and any("equal predictions" in flag for flag in adapter_flags(result.outputs, broken, 1e-4))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

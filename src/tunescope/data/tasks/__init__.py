@@ -2,14 +2,14 @@
 
 import difflib
 from importlib import import_module
-from typing import get_args
+from typing import Any, get_args
 
 from tunescope.errors import StudyError
 from tunescope.study.schema import TaskName
 
 from .base import Example, ScoredRow, Task
 
-__all__ = ["Example", "ScoredRow", "Task", "get_task"]
+__all__ = ["Example", "ScoredRow", "Task", "get_task", "template"]
 
 
 def get_task(name: str) -> Task:
@@ -24,3 +24,11 @@ def get_task(name: str) -> Task:
         hint = f"; did you mean '{near[0]}'?" if near else "."
         raise StudyError(f"no task named '{name}'{hint} Known tasks: {', '.join(known)}")
     return import_module(f"{__name__}.{name}").TASK
+
+
+def template(name: str) -> dict[str, Any]:
+    """A task's prompt as it comes out for a row that names its own columns, and its completions: what a change of wording changes."""
+    task = get_task(name)
+    row = {column: f"<{column}>" for column in task.text_columns}
+    example = task.example({**row, "label": 0, "answers": {"text": []}, "title": "", "idx": 0})
+    return {"prompt": example.prompt, "completions": list(task.verbalisers) or [example.completion]}

@@ -1,0 +1,123 @@
+"""`tunescope merge`: bring the finished steps of other hosts' stores into this one, refusing whatever does not belong together."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunescope.errors import PrerequisiteError, StudyError
+from tunescope.study.identity import differences, fingerprint
+from tunescope.study.registration import FILE
+
+from .files import read_json, write_json
+from .session import Session
+from .store import ASIDE, Store
+
+LOCK = "model-lock.json"
+
+
+@dataclass
+class Merged:
+    """What a merge did."""
+
+    copied: list[str] = field(default_factory=list)
+    here: list[str] = field(default_factory=list)
+    """Steps that were here already with the same digest, or that a worker is at."""
+
+
+def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]) -> Merged:
+    """Copy finished steps from other stores of the same study. Nothing is copied unless everything fits.
+
+    Args:
+        folders: stores (`runs/<study>`), or folders that hold one there.
+        note: where each store is announced.
+
+    Raises:
+        PrerequisiteError: a folder holds no store of this study.
+        StudyError: stores contradict each other (one line each): plans fixed differently, models at different commits, damaged results,
+            one step with two results.
+    """
+    target = session.store
+    sources = [_find(folder, session.file.study.name) for folder in folders]
+    stores = [target, *sources]
+    problems = [*_plans(stores), *_locks(stores), *_results(session, stores)]
+    if problems:
+        raise StudyError(problems)
+    _keep_plan(target, stores)
+    _keep_locks(target, stores)
+    done = Merged()
+    for source in sources:
+        note(f"merging {source.root}")
+        for step in session.plan.steps:
+            if source.result(step.id)[0] is None:
+                continue
+            if target.adopt(step.id, source.folder(step.id)):
+                done.copied.append(step.id)
+            else:
+                done.here.append(step.id)
+    shutil.rmtree(target.root / ASIDE, ignore_errors=True)
+    return done
+
+
+def _find(folder: Path, study: str) -> Store:
+    for root in (folder, folder / study, folder / "runs" / study):
+        if (root / "steps").is_dir():
+            return Store(root)
+    raise PrerequisiteError(f"{folder}: no steps/ there, nor in {study}/ or runs/{study}/ below it; name another host's runs/{study}")
+
+
+def _plans(stores: Sequence[Store]) -> Iterator[str]:
+    """Every registered plan must be whole and be the same, by its SHA-256."""
+    first: tuple[Path, dict] | None = None
+    for store in stores:
+        path = store.root / FILE
+        if not path.exists():
+            continue
+        kept = read_json(path) or {}
+        if not isinstance(kept.get("registered"), str) or fingerprint(kept.get("plan")) != kept.get("sha256"):
+            yield f"{path}: the registered plan is unreadable or was edited; runs behind it cannot be confirmatory"
+        elif first is None:
+            first = path, kept
+        elif kept["sha256"] != first[1]["sha256"]:
+            changes = "; ".join(differences(first[1]["plan"], kept["plan"])[:3])
+            yield f"{path}: another plan was registered there than in {first[0]} ({changes})"
+
+
+def _locks(stores: Sequence[Store]) -> Iterator[str]:
+    """A model must have been loaded at one commit everywhere."""
+    known: dict[str, tuple[str, Path]] = {}
+    for store in stores:
+        for model, commit in (read_json(store.root / LOCK) or {}).items():
+            other, where = known.setdefault(model, (commit, store.root))
+            if other != commit:
+                yield f"{store.root / LOCK}: {model} is at {commit}, in {where} at {other}; run one of them again with the other's lock"
+
+
+def _results(session: Session, stores: Sequence[Store]) -> Iterator[str]:
+    """No result may be damaged, and two results of one step must be the same."""
+    for step in session.plan.steps:
+        known: tuple[str, Path] | None = None
+        for store in stores:
+            result, problem = store.result(step.id)
+            damage = problem or (store.damaged(step.id) if result is not None and store is not stores[0] else "")
+            if damage and store is not stores[0]:
+                yield f"{store.folder(step.id)}: {damage}; copy it again, or run the step again there"
+            if result is None or damage:
+                continue
+            if known is None:
+                known = result.result["digest"], store.folder(step.id)
+            elif known[0] != result.result["digest"]:
+                yield f"{store.folder(step.id)}: another result than {known[1]}; remove the one that is not to count"
+
+
+def _keep_plan(target: Store, stores: Sequence[Store]) -> None:
+    """The plan counts as fixed when the first host fixed it."""
+    plans = [kept for store in stores if (kept := read_json(store.root / FILE))]
+    if plans:
+        write_json(target.root / FILE, min(plans, key=lambda kept: kept["registered"]))
+
+
+def _keep_locks(target: Store, stores: Sequence[Store]) -> None:
+    locks = {model: commit for store in stores for model, commit in (read_json(store.root / LOCK) or {}).items()}
+    if locks:
+        write_json(target.root / LOCK, locks)

@@ -1,0 +1,122 @@
+"""Stores of several hosts brought together: everything that fits, nothing that contradicts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunescope.errors import PrerequisiteError, StudyError
+from tunescope.run.data_folder import DataFolder
+from tunescope.run.files import read_json, write_json
+from tunescope.run.merge import merge
+from tunescope.run.selection import Selection
+from tunescope.run.session import Session
+from tunescope.run.store import Store
+from tunescope.study.plan import build_plan
+from tunescope.study.schema import StudyFile
+
+
+@pytest.fixture
+def hosts(bench, tmp_path):
+    """Two hosts that each ran one task, vm2 a little later."""
+    for name, task in (("vm1", "sst2"), ("vm2", "rte")):
+        bench.root = tmp_path / name
+        bench.run(Selection(kinds=("baseline", "base-probe", "train"), tasks=(task,)))
+    bench.root = tmp_path / "vm1"
+    return tmp_path
+
+
+def bring(bench, *folders: Path, **changes):
+    study = bench.study(**changes)
+    file = StudyFile.model_validate({"study": study.model_dump(mode="json"), "execution": {}})
+    return merge(Session(file, build_plan(study), bench.store, DataFolder(bench.data_dir)), folders, lambda text: None)
+
+
+def digests(root: Path) -> dict[str, str]:
+    store, steps = Store(root / "runs"), root / "runs" / "steps"
+    found = {i: store.result(i)[0] for i in (str(p.parent.relative_to(steps)) for p in steps.rglob("result.json"))}
+    return {i: f.result["digest"] for i, f in found.items() if f}
+
+
+def test_two_hosts_give_what_one_gives_and_a_second_merge_copies_nothing(bench, hosts):
+    done = bring(bench, hosts / "vm2" / "runs")
+    assert len(done.copied) == len(digests(hosts / "vm2")) and done.here == []
+    assert bring(bench, hosts / "vm2" / "runs").copied == []
+    assert not (bench.store.root / ".merging").exists()
+    bench.calls()
+    bench.run()
+    started = [i for i in bench.calls() if not i.startswith("data/")]
+    assert sorted(started) == ["correlate", "drift/rte", "drift/sst2"], "a merged step ran again"
+    bench.root = hosts / "alone"
+    bench.run()
+    assert digests(hosts / "alone") == digests(hosts / "vm1")
+
+
+def test_the_registered_plan_is_the_earliest_and_must_be_the_same(bench, hosts):
+    mine, other = hosts / "vm1/runs/registration.json", hosts / "vm2/runs/registration.json"
+    kept = read_json(other)
+    assert kept["sha256"] == read_json(mine)["sha256"]
+    write_json(other, {**kept, "registered": "2020-01-01T00:00:00+00:00"})
+    bring(bench, hosts / "vm2/runs")
+    assert read_json(mine)["registered"].startswith("2020")
+    write_json(other, {**kept, "plan": {**kept["plan"], "alpha": 0.1}})
+    with pytest.raises(StudyError, match="unreadable or was edited"):
+        bring(bench, hosts / "vm2/runs")
+
+
+def test_hosts_that_registered_different_plans_are_refused_before_anything_is_copied(bench, hosts, tmp_path):
+    bench.root = tmp_path / "vm3"
+    bench.run(Selection(kinds=("train",), tasks=("rte",)), seeds=(42, 7))
+    bench.root = hosts / "vm1"
+    before = digests(hosts / "vm1")
+    with pytest.raises(StudyError, match=r"another plan was registered there .*seeds"):
+        bring(bench, tmp_path / "vm3/runs")
+    assert digests(hosts / "vm1") == before
+
+
+def test_what_is_damaged_or_contradicts_is_named_with_its_folder(bench, hosts):
+    folder = hosts / "vm2/runs/steps/base-probe/rte"
+    text = (folder / "out.txt").read_text()
+    (folder / "out.txt").write_text("0" * len(text))
+    with pytest.raises(StudyError, match=r"base-probe/rte: out.txt is not what the step wrote.*copy it again"):
+        bring(bench, hosts / "vm2/runs")
+    (folder / "out.txt").write_text(text[:-1])
+    with pytest.raises(StudyError, match="63 bytes, 64 were recorded"):
+        bring(bench, hosts / "vm2/runs")
+    (folder / "out.txt").write_text(text)
+    other = hosts / "other"
+    bench.root = other
+    bench.control(salt={"base-probe/sst2": "another machine"})
+    bench.run(Selection(only=("base-probe/sst2",)))
+    bench.root = hosts / "vm1"
+    with pytest.raises(StudyError, match="base-probe/sst2: another result than"):
+        bring(bench, hosts / "vm2/runs", other / "runs")
+    assert not any(i.endswith("/rte") for i in digests(hosts / "vm1"))
+
+
+def test_models_at_two_commits_are_refused_and_locks_are_joined(bench, hosts):
+    mine, other = hosts / "vm1/runs/model-lock.json", hosts / "vm2/runs/model-lock.json"
+    write_json(other, {"a/b@default": "1" * 40})
+    bring(bench, hosts / "vm2/runs")
+    assert json.loads(mine.read_text()) == {"a/b@default": "1" * 40}
+    write_json(mine, {"a/b@default": "2" * 40})
+    with pytest.raises(StudyError, match="a/b@default is at 1111"):
+        bring(bench, hosts / "vm2/runs")
+
+
+def test_a_half_done_step_here_gives_way_and_a_running_one_does_not(bench, hosts):
+    from tunescope.run.lease import hold
+
+    half, held = bench.store.folder("baseline/rte"), bench.store.folder("base-probe/rte")
+    for folder in (half, held):
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("half")
+    with hold(held, None, lambda: None):
+        done = bring(bench, hosts / "vm2/runs")
+    assert "baseline/rte" in done.copied and (half / "result.json").exists() and "half" not in (half / "log.txt").read_text()
+    assert "base-probe/rte" in done.here and not (held / "result.json").exists()
+
+
+def test_a_folder_without_a_store_says_what_to_name(bench, tmp_path):
+    with pytest.raises(PrerequisiteError, match="name another host's runs/"):
+        bring(bench, tmp_path)
