@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -201,6 +202,15 @@ def _switch_tier(engine: Engine, names: Sequence[str], every: int, pool: Sequenc
         "ms_per_switched_request": float(np.median(switched)),
         "latency_ms": percentiles(latencies),
     }
+
+
+def read_log(path: str | None, start: int = 0) -> str:
+    """What the launch and its engine have written to the log since byte `start`."""
+    if path is None or not Path(path).is_file():
+        return ""
+    with open(path, "rb") as log:
+        log.seek(start)
+        return log.read().decode(errors="replace")
 
 
 def compilation(log: str) -> str | None:
