@@ -3,7 +3,7 @@
     python benchmarks/serving_results.py runs/bench_serving/out --to docs/results/serving-h100
 
 Reads launches.jsonl, open_loop.jsonl, correctness.json and asked.json of the benchmark's folder. Writes the finished launches, every cell
-as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: give it again after more launches.
+as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: repeat it after more launches.
 """
 
 import argparse
@@ -109,7 +109,8 @@ def machine(rows: list[dict[str, Any]]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
     clocks = sorted({line.split(",")[2].strip() for r in rows for line in r["machine"]["after"].get("gpu", [])})
     text = f"{', '.join(gpus)}; {versions}; {first['dtype']}, {'eager' if first['enforce_eager'] else 'graphs'}, max_num_seqs "
-    text += f"{first['max_num_seqs']}, max_model_len {first['max_model_len']}, gpu_memory_utilization {first['gpu_memory_utilization']}."
+    text += f"{first['max_num_seqs']}, max_model_len {first['max_model_len']}"
+    text += f", gpu_memory_utilization {first['gpu_memory_utilization']}." if first["gpu_memory_utilization"] else "."
     return text + (f" SM clock after a launch: {clocks[0]} to {clocks[-1]}." if clocks else " CPU figures say nothing about a GPU.")
 
 

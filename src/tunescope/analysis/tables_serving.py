@@ -26,10 +26,14 @@ def serving_tables(m: Material) -> dict[str, Table]:
 def tie_table(m: Material) -> Table:
     """Arms of identical shape, which must tie."""
     found = tie_check(launch_rows(m.frames))
-    rows = [(*pair["arms"], pair["launches"], pair["ratio"], *pair["interval"], pair["ties"]) for pair in found["pairs"]]
+    rows = [(*pair["arms"], pair["launches"], pair["ratio"], *pair["interval"], _tie(pair)) for pair in found["pairs"]]
     note = f"Twins that do not tie void the overhead claim; {found['note']}."
     columns = ("arm", "against", "launches", "ratio", "99 % low", "99 % high", "tie")
     return table("Serving arms of identical shape", columns, rows, note, m.frames.of_kind("serve"))
+
+
+def _tie(pair: dict[str, Any]) -> str:
+    return "yes" if pair["shown"] else "not refuted, not shown" if pair["ties"] else "no"
 
 
 def overhead_table(m: Material) -> Table:
@@ -128,28 +132,37 @@ def memory_table(m: Material, found: dict[str, Any]) -> Table:
     return table("Serving memory", columns, rows, note, m.frames.of_kind("serve"))
 
 
+_SWITCHING = {
+    "tier": "tier", "adapters": "adapters", "switch_every": "requests between switches", "launches": "launches",
+    "ms_per_request": "ms a request", "added_ms": "added (ms)", "added_mad": "MAD (ms)", "gb_per_s": "GB/s", "load_ms": "load (ms)",
+    "unload_ms": "unload (ms)",
+}  # fmt: skip
+_OPEN_LOOP = {
+    "arm": "arm", "request_rate": "requests/s asked", "launches": "launches", "requests": "requests", "completed": "completed",
+    "requests_per_s": "requests/s served", "ttft_p50_ms": "TTFT p50 (ms)", "ttft_p99_ms": "TTFT p99 (ms)", "tpot_p50_ms": "TPOT p50 (ms)",
+    "itl_p50_ms": "ITL p50 (ms)", "itl_p99_ms": "ITL p99 (ms)", "e2el_p50_ms": "e2el p50 (ms)", "e2el_p95_ms": "e2el p95 (ms)",
+    "e2el_p99_ms": "e2el p99 (ms)",
+}  # fmt: skip
+"""Keys of a row -> its columns' headings."""
+
+
 def switching_table(m: Material) -> Table:
     """What a switch of adapters costs, by tier and by how often one happens."""
-    names = ("tier", "adapters", "switch_every", "launches", "ms_per_request", "added_ms", "added_mad", "gb_per_s", "load_ms", "unload_ms")
-    rows = [[row[name] for name in names] for row in switching_rows(launch_rows(m.frames))]
+    rows = [[row[name] for name in _SWITCHING] for row in switching_rows(launch_rows(m.frames))]
     note = (
         "Requests one at a time; medians over launches. Added: time of a request that switches, over staying on one adapter. Resident: in "
-        "a slot; cpu cache: in memory, copied to a slot; disk: read again. GB/s: bytes of one adapter over the added time. Loading and "
-        "unloading are explicit calls."
+        "a slot; cpu cache: in memory, copied to a slot; disk: read again. GB/s: bytes of one adapter over the added time, empty where "
+        "nothing was added. Loading and unloading are explicit calls."
     )
-    return table("Switching adapters", names, rows, note, m.frames.of_kind("serve"))
+    return table("Switching adapters", [*_SWITCHING.values()], rows, note, m.frames.of_kind("serve"))
 
 
 def open_loop_table(m: Material) -> Table:
     """Tails under Poisson arrivals."""
-    rows = open_loop_rows(m.frames)
-    names = (
-        "arm", "request_rate", "launches", "requests", "completed", "requests_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms",
-        "itl_p50_ms", "itl_p99_ms", "e2el_p50_ms", "e2el_p95_ms", "e2el_p99_ms",
-    )  # fmt: skip
+    rows = [[row[name] for name in _OPEN_LOOP] for row in open_loop_rows(m.frames)]
     note = (
         "A real server under Poisson arrivals, measured by vLLM's bench client; medians over launches of each launch's percentile, "
         "requests summed. TTFT: first token - sent; TPOT: (end to end - TTFT) / (tokens - 1); ITL: gap between tokens; e2el: last token "
         "- sent."
     )
-    return table("Open loop", names, [[row[name] for name in names] for row in rows], note, m.frames.of_kind("serve"))
+    return table("Open loop", [*_OPEN_LOOP.values()], rows, note, m.frames.of_kind("serve"))
