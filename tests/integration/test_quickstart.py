@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from html import unescape
 
 import pandas as pd
 import pytest
+
+from tunescope.analysis.documents import DOCUMENTS
 
 TASKS = ("mrpc", "sst2", "rte", "squad_v2")
 pytestmark = pytest.mark.slow
@@ -29,11 +34,15 @@ def test_every_stage_left_its_result(quickstart, has_vllm):
     assert ("serve" in done) == has_vllm
 
 
-def test_named_results_exist_and_parse(quickstart, has_vllm):
+def test_named_results_exist_and_keep_to_their_schemas(quickstart, has_vllm):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with vLLM's pins (requirements/serve-cpu.txt)")
     root = quickstart.folder / "runs/quickstart"
     names = ["baseline_results.json", "drift_analysis_results.json"] + ["deployment_benchmark_results.json"] * has_vllm
     for name in names:
         assert json.loads((root / "results" / name).read_text())
+    for name, (place, _) in DOCUMENTS.items():
+        validator = jsonschema.Draft202012Validator(json.loads((root / f"results/schemas/{name}.schema.json").read_text()))
+        assert not [e.message for e in validator.iter_errors(json.loads((root / place).read_text()))], name
     report = json.loads((root / "analysis/final_analysis_report.json").read_text())
     verdicts = {c["dimension"]: c["verdict"] for c in report["claims"]}
     assert verdicts["hypothesis"] in ("supported", "contradicted", "inconclusive")
@@ -42,6 +51,18 @@ def test_named_results_exist_and_parse(quickstart, has_vllm):
     html = (root / "results/report.html").read_text()
     assert "<svg" in html and "http://" not in html.replace("http://www.w3.org", "")
     assert list((root / "results/tables").glob("*.tex")) and list((root / "results/figures").glob("*.pdf"))
+
+
+def test_commands_under_the_tables_of_the_report_work(quickstart):
+    page = (quickstart.folder / "runs/quickstart/results/report.html").read_text()
+    commands = [unescape(code) for code in re.findall(r"<code>(tunescope (?:report|run) [^<]*)</code>", page)]
+    for name in ("claims", "master", "statistics_mcnemar"):
+        recompute = next(c for c in commands if c.endswith(f"--table {name}"))
+        printed = quickstart(*shlex.split(recompute)[1:]).stdout
+        assert printed == (quickstart.folder / f"runs/quickstart/results/tables/{name}.csv").read_text()
+        rerun = commands[commands.index(recompute) + 1]
+        done = quickstart(*shlex.split(rerun)[1:], "--display", "plain")
+        assert rerun.startswith("tunescope run") and "nothing to run" in done.stdout + done.stderr
 
 
 def test_predictions_of_every_final_run_are_stored(quickstart):

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tunescope.study.schema import AnalysisSpec, Study
 
+from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
@@ -16,7 +17,9 @@ PER_TASK = 10
 
 def percent(share: float | None, places: int = 1) -> str:
     """A fraction as per cent: 0.97 as `97.0 %`."""
-    return "-" if share is None else f"{share * 100:.{places}f} %"
+    if share is None:
+        return "-"
+    return f"{share * 100:,.0f} %" if abs(share) >= 10 else f"{share * 100:.{places}f} %"
 
 
 def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int) -> list[str]:
@@ -95,7 +98,11 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
 
 def _plan_note(claim: Claim) -> str:
     """What a reader of one sentence has to know about the registered plan."""
-    return "" if claim.confirmatory else " (not confirmatory: see the note of the claim)"
+    if claim.confirmatory:
+        return ""
+    if claim.notes[0].startswith(NOT_CONFIRMATORY):
+        return " (not confirmatory: see the note of the claim)"
+    return f" ({FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds)"
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:

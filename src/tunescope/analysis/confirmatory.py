@@ -7,6 +7,9 @@ from .findings import Claim
 from .frames import Frames
 
 NOT_CONFIRMATORY = "not confirmatory: "
+FIRST_LOOK = "a first look"
+CONFIRMATORY_SEEDS = 5
+"""Registered seeds that a confirmatory claim about quality or drift takes; fewer are a first look."""
 
 
 def registered_part(frames: Frames, study: Study, check: PlanCheck) -> tuple[Frames, Study]:
@@ -18,10 +21,22 @@ def registered_part(frames: Frames, study: Study, check: PlanCheck) -> tuple[Fra
     return frames.without(runs.step_id), study.model_copy(update={"seeds": kept})
 
 
-def labelled(claims: list[Claim], frames: Frames, check: PlanCheck) -> list[Claim]:
-    """The claims, those marked that the registered plan no longer covers. Before any final run there is nothing to mark."""
-    looked = bool(frames.final_runs)
-    return [_labelled(claim, _why_not(claim.dimension, check)) for claim in claims] if looked else claims
+def labelled(claims: list[Claim], frames: Frames, study: Study, check: PlanCheck) -> list[Claim]:
+    """The claims, those marked that are no more than a first look, or that the registered plan no longer covers.
+
+    Before any final run there is nothing to mark.
+    """
+    if not frames.final_runs:
+        return claims
+    return [_labelled(_looked_at(claim, len(study.seeds)), _why_not(claim.dimension, check)) for claim in claims]
+
+
+def _looked_at(claim: Claim, seeds: int) -> Claim:
+    """Few seeds: the verdict stands, but it is a first look. Overhead is measured over launches, not seeds."""
+    if seeds >= CONFIRMATORY_SEEDS or claim.dimension == "overhead":
+        return claim
+    note = f"{FIRST_LOOK}: {seeds} seed{'s' if seeds > 1 else ''}, where a confirmatory claim takes {CONFIRMATORY_SEEDS}"
+    return claim.model_copy(update={"confirmatory": False, "notes": [*claim.notes, note]})
 
 
 def _why_not(dimension: str, check: PlanCheck) -> str:

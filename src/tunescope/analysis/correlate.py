@@ -28,21 +28,26 @@ def run_correlate(inputs: CorrelateInputs, ctx: StepContext) -> StepResult:
 
 
 def correlations(points: list[RunPoint]) -> dict[str, Any]:
-    """Correlations of quality and drift over final runs and of selection loss and drift over all runs: within task first, pooled beside."""
+    """Correlations of quality and drift over final runs and of selection loss and drift over all runs.
+
+    Within task first; within task and method beside it, because a difference between methods makes a correlation too; pooled last.
+    """
     finals = [p for p in points if p.role == "final" and p.quality is not None and p.drift is not None]
     everything = [p for p in points if p.selection_loss is not None and p.drift is not None]
     return {
         "within": _within(finals, "quality"),
+        "within_method": _within(finals, "quality", by_method=True),
         "pooled": _pooled(finals, "quality"),
         "selection_loss_within": _within(everything, "selection_loss"),
+        "selection_loss_within_method": _within(everything, "selection_loss", by_method=True),
         "selection_loss_pooled": _pooled(everything, "selection_loss"),
         "steps": sorted(p.step for p in points),
     }
 
 
-def _within(points: list[RunPoint], name: str) -> dict[str, Any] | None:
+def _within(points: list[RunPoint], name: str, by_method: bool = False) -> dict[str, Any] | None:
     x, y = _columns(points, name)
-    return _row(within_correlation(x, y, [p.task for p in points]))
+    return _row(within_correlation(x, y, [f"{p.task} {p.method}" if by_method else p.task for p in points]))
 
 
 def _pooled(points: list[RunPoint], name: str) -> dict[str, Any] | None:

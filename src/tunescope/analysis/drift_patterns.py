@@ -300,6 +300,7 @@ def _reduction(line: list[float]) -> float | None:
 def measures_table(p: Profiles) -> Table:
     """Every measure that was stored, at the scored checkpoint: mean over decoder layers, then over seeds."""
     rows = p.rows[p.rows.scored & (p.rows.layer != 0)]
+    rows = pd.concat([rows, _chance_z(rows)])
     runs = rows.groupby(["task", "measure", "method", "seed"], sort=False).value.mean()
     found = runs.groupby(["task", "measure", "method"], sort=False).agg(["mean", "std"])
     lines: list[tuple[Any, ...]] = []
@@ -309,10 +310,19 @@ def measures_table(p: Profiles) -> Table:
     columns = ("task", "measure", *(f"{m} {what}" for m in p.methods for what in ("mean", "sd")))
     note = (
         "Primary pooling (`token_cosine`: over tokens), whole probe set; output measures have no layer. Similarities fall with drift, "
-        "distances grow. `cka_chance_*`: plain CKA of unrelated rows, exact over permutations; being far above it says only that base and "
-        "tuned are related, and is no evidence of preservation."
+        "distances grow. `cka_chance_*`: plain CKA of unrelated rows, exact over permutations; `cka_chance_z`: how many such "
+        "sds plain CKA lies above its mean; being far above says only that base and tuned are related, and is no evidence of preservation."
     )
     return table("All measures of drift", columns, _by_task(p, lines), note, p.steps())
+
+
+def _chance_z(rows: pd.DataFrame) -> pd.DataFrame:
+    """(plain CKA - chance mean) / chance sd of every layer and run, as rows of a measure; none where the sd is 0."""
+    keys, parts = ["task", "method", "seed", "layer"], ("cka_plain", "cka_chance_mean", "cka_chance_sd")
+    wide = rows[rows.measure.isin(parts)].pivot_table(index=keys, columns="measure", values="value").reindex(columns=list(parts))
+    wide = wide[wide.cka_chance_sd > 0]
+    z = (wide.cka_plain - wide.cka_chance_mean) / wide.cka_chance_sd
+    return z.rename("value").reset_index().assign(measure="cka_chance_z")
 
 
 def _by_task(p: Profiles, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

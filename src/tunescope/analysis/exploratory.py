@@ -125,10 +125,10 @@ def _interaction(m: Material) -> Iterator[Row]:
 
 
 def _relation(m: Material) -> Iterator[Row]:
-    found = correlations(points(m))["within"]
+    found = correlations(points(m))["within_method"]
     if found is not None and found["p"] <= SURPRISE:
         way = "higher" if found["r"] > 0 else "lower"
-        yield "drift", f"runs that drift more score {way} within a task (r = {found['r']:.2f} over {found['n']} runs)", found["p"]
+        yield "drift", f"runs of one method that drift more score {way} on a task (r = {found['r']:.2f} over {found['n']} runs)", found["p"]
 
 
 def _seeds(m: Material) -> Iterator[Row]:

@@ -8,7 +8,7 @@ Verdict = Literal["supported", "contradicted", "inconclusive"]
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Claim(_Row):
@@ -42,7 +42,9 @@ class Claim(_Row):
     steps: list[str]
     """Step ids every number came from."""
     confirmatory: bool = True
-    """False when the registered plan behind it changed after runs had finished; the first note says how."""
+    """False when the registered plan behind it changed after runs had finished (the first note says how), or when it rests on fewer seeds
+    than a confirmatory claim takes (the last note says so).
+    """
 
 
 class TaskRow(_Row):
@@ -142,6 +144,13 @@ class RedFlag(_Row):
     text: str
 
 
+class Limitation(_Row):
+    """What a reader may not conclude, as the data states it."""
+
+    text: str
+    steps: list[str]
+
+
 class RegisteredPlan(_Row):
     """Whether the plan was fixed before the runs."""
 
@@ -178,4 +187,4 @@ class Findings(_Row):
     disagreements: list[dict[str, Any]]
     """Examples on which methods disagree, from stored predictions: task, example_id, label, predictions by method."""
     red_flags: list[RedFlag]
-    limitations: list[str]
+    limitations: list[Limitation]

@@ -126,10 +126,13 @@ class Frames:
             found.setdefault((task, method), {})[int(seed)] = step
         return found
 
+    @cached_property
+    def _outputs(self) -> dict[str, dict[str, Any]]:
+        return dict(zip(self.steps.step_id, self.steps.outputs, strict=True))
+
     def outputs(self, step_id: str) -> dict[str, Any]:
         """The outputs of one finished step, {} when it is missing."""
-        rows = self.steps[self.steps.step_id == step_id]
-        return rows.iloc[0].outputs if len(rows) else {}
+        return self._outputs.get(step_id, {})
 
     def of_kind(self, kind: str, task: str | None = None) -> list[str]:
         """Ids of finished steps of a kind (and task)."""

@@ -1,17 +1,22 @@
-"""The JSON documents of a study, as plain dictionaries: finite numbers, null for what is missing."""
+"""The JSON documents of a study, as plain dictionaries in the forms of `documents`: finite numbers, null for what is missing."""
 
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from tunescope.study.identity import fingerprint
 from tunescope.study.schema import Study
 
+from .documents import SCHEMA, BaselineResults, DeploymentResults, DriftResults, FinalReport
 from .findings import Findings
 from .frames import Frames
 from .tables import plain
 
-SCHEMA = 1
+
+def _formed(form: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON, checked against a document's form."""
+    return form.model_validate(plain(values)).model_dump(mode="json", by_alias=True)
 
 
 def final_report_json(findings: Findings, study: Study) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def final_report_json(findings: Findings, study: Study) -> dict[str, Any]:
         "study_sha256": fingerprint(study),
         "seeds": list(study.seeds),
     }
-    return plain(head | findings.model_dump(mode="json"))
+    return _formed(FinalReport, head | findings.model_dump(mode="json"))
 
 
 def _head(findings: Findings) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def baseline_results(frames: Frames, findings: Findings) -> dict[str, Any]:
             entry["published"].append(values)
     for task, entry in tasks.items():
         entry["mcnemar"] = [t for step in frames.of_kind("baseline", task) for t in frames.outputs(step).get("mcnemar") or []]
-    return plain(_head(findings) | {"tasks": tasks})
+    return _formed(BaselineResults, _head(findings) | {"tasks": tasks})
 
 
 def drift_results(frames: Frames, findings: Findings) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def drift_results(frames: Frames, findings: Findings) -> dict[str, Any]:
         "tables": {name: findings.statistics[name] for name in names if name in findings.statistics},
         "tasks": summaries,
     }
-    return plain(_head(findings) | body)
+    return _formed(DriftResults, _head(findings) | body)
 
 
 def _runs(frames: Frames, name: str) -> list[dict[str, Any]]:
@@ -94,7 +99,7 @@ def deployment_results(frames: Frames, findings: Findings) -> dict[str, Any]:
         "correctness": next((d["correctness.json"] for d in documents if "correctness.json" in d), None),
         "outputs": [frames.outputs(step) for step in frames.of_kind("serve")],
     }
-    return plain(_head(findings) | body)
+    return _formed(DeploymentResults, _head(findings) | body)
 
 
 def _arms(frames: Frames) -> list[dict[str, Any]]:

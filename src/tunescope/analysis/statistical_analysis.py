@@ -1,6 +1,8 @@
 """From frames to findings: claims with verdicts, tables, flags, limitations and the answer. Pure; reads no files."""
 
+import re
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from tunescope.study.registration import PlanCheck, check_plan
@@ -13,7 +15,7 @@ from .confirmatory import labelled, registered_part
 from .drift import drift_claims
 from .drift_patterns import drift_tables
 from .exploratory import added_seeds_table, agreement_table, practical_table, surprises_table
-from .findings import Findings, Missing, RegisteredPlan, TaskRow
+from .findings import Claim, Findings, Missing, RegisteredPlan, TaskRow
 from .flags import red_flags
 from .frames import Frames, MissingByStep, as_missing
 from .limitations import limitations
@@ -51,7 +53,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     gate_failed = any(q.gate_failed(spec.reference_method) for q in qualities)
     whole = hypothesis(quality_all, drift_all, overhead, gate_failed, spec)
     decided = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
-    claims = labelled(decided, frames, check)
+    claims = _with_reasons(labelled(decided, frames, study, check), absent)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
     material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
     rows = task_rows(frames, study)
@@ -62,7 +64,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
         baselines=baseline_rows(frames, study), costs=cost_rows(frames, study), serving=serving_rows(frames, study),
         statistics=_statistics(material, rows, absent, added), disagreements=[plain(d) for d in disagreements(frames, study)],
         red_flags=red_flags(frames, study, claims),
-        limitations=limitations(frames, study, qualities, claims, rows, planned, done),
+        limitations=limitations(frames, study, qualities, claims, rows, absent),
     )  # fmt: skip
 
 
@@ -74,6 +76,19 @@ def _all_missing(frames: Frames, named: list[Missing]) -> list[Missing]:
         for step in frames.planned
         if step in by_step or step not in finished
     ]
+
+
+def _with_reasons(claims: list[Claim], absent: Sequence[Missing]) -> list[Claim]:
+    """Notes that name missing runs say why each is missing."""
+    said = {m.step: f"{m.step} ({m.state}{': ' + shorten(m.why, 120, placeholder=' ...') if m.why else ''})" for m in absent}
+    if not said:
+        return claims
+    names = re.compile("|".join(rf"{re.escape(step)}(?![\w.-])" for step in said))
+
+    def told(note: str) -> str:
+        return names.sub(lambda found: said[found[0]], note) if "partial: missing" in note else note
+
+    return [claim.model_copy(update={"notes": [told(note) for note in claim.notes]}) for claim in claims]
 
 
 def _plan(check: PlanCheck) -> RegisteredPlan:

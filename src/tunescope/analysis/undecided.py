@@ -1,40 +1,47 @@
-"""What cannot be decided, and what it would take: seeds, examples, launches. From spreads, never from the observed effect."""
+"""What cannot be decided, and what it would take: seeds, examples, launches. From spreads, never from the observed effect.
+
+So each row names the truth that its numbers assume, and says when the estimate speaks against that truth.
+"""
 
 import math
 
 import numpy as np
 
 from tunescope.serve.overhead import log_ratios
+from tunescope.study.schema import Study
 
 from .findings import Claim
 from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
 from .tables import Material, Table, table
-from .verdicts import meaningless
+from .verdicts import meaningless, reason
 
 MOST_SEEDS = 50
 
 
 def undecided_table(m: Material) -> Table:
     """One row for each claim without a verdict."""
-    rows = [(c.id, _why(c), _takes(m, c)) for c in m.claims if c.verdict == "inconclusive"]
+    rows = [(c.id, _why(c), _assumed(m.study, c), _takes(m, c) + _against(c)) for c in m.claims if c.verdict == "inconclusive"]
     note = (
-        "Needed numbers give an 80 % chance of deciding if, in truth, the methods are equally good and adapters cost nothing; they come "
-        "from the standard deviations of this study, which few seeds know poorly. For drift: the smallest true reduction that would show."
+        "Needed numbers give an 80 % chance of supporting the claim if the assumed truth holds, which nobody knows: the nearer the truth "
+        "lies to the margin, the more it takes, and beyond the margin no number supports the claim. They come from the standard deviations "
+        "of this study, which few seeds know poorly, and not from its estimates."
     )
     steps = (s for c in m.claims if c.verdict == "inconclusive" for s in c.steps)
-    return table("Not decided, and what it would take", ("claim", "why", "what it would take"), rows, note, steps)
+    return table("Not decided, and what it would take", ("claim", "why", "if in truth", "what it would take"), rows, note, steps)
 
 
 def _why(claim: Claim) -> str:
     if claim.p is None:
         return "; ".join(claim.notes) or "nothing was measured"
+    if claim.id.endswith("/all") and any(n.startswith("inconclusive because") for n in claim.notes):
+        return reason(claim)
     reasons = [n for n in claim.notes if n.startswith(_REASONS)]
     if reasons:
         return "; ".join(reasons)
     if claim.interval is not None and None not in claim.interval and claim.margin is not None:
-        return f"the interval holds the margin ({claim.margin:g})"
+        return f"the interval holds the margin ({100 * claim.margin:g} %)"
     return "neither one-sided test rejects"
 
 
@@ -42,6 +49,25 @@ _REASONS = (
     "gate failed", "partial", "fewer than 2", "nothing was learned", "too few launches", "inconclusive because", "whether anything",
     "the gate cannot", "no drift scalar", "the mean drift", "hypothesis", "quality/all", "drift/all", "overhead does",
 )  # fmt: skip
+
+
+def _assumed(study: Study, claim: Claim) -> str | None:
+    """The truth that the needed numbers of a claim assume; None where there are none."""
+    if claim.dimension == "overhead":
+        return "adapters cost nothing"
+    if claim.task is None or meaningless(claim):
+        return None
+    names = f"{study.analysis.candidate_method} and {study.analysis.reference_method}"
+    return f"{names} score the same" if claim.dimension == "quality" else f"{names} differ by the reduction named"
+
+
+def _against(claim: Claim) -> str:
+    """What to expect instead when the estimate lies where the claim is false."""
+    if claim.estimate is None or claim.margin is None or claim.id.endswith("/all") or meaningless(claim):
+        return ""
+    wrong = claim.estimate > claim.margin if claim.dimension == "overhead" else claim.estimate < claim.margin
+    found = f"the estimate ({100 * claim.estimate:.1f} %) lies on the other side of the margin ({100 * claim.margin:g} %)"
+    return f"; but {found}: if it is the truth, more runs will contradict the claim" if wrong else ""
 
 
 def _takes(m: Material, claim: Claim) -> str:
@@ -52,14 +78,17 @@ def _takes(m: Material, claim: Claim) -> str:
         still = f"every task decided; still open or against it: {', '.join(open_tasks)}"
         return still if open_tasks else "more seeds: the tasks hold one by one"
     if meaningless(claim):
-        return "first, methods that learn the task: better rates, more steps or more data"
+        reference = m.study.analysis.reference_method
+        return f"first a {reference} that beats its baselines (more data, other rates, a larger model): no number of runs helps before"
     if claim.dimension == "quality":
         found = next((_quality(m, s) for s in m.testable if s.task == claim.task), None)
     elif claim.dimension == "drift":
         found = next((_drift(m, d) for d in m.contrasts if d.task == claim.task and len(d.seeds) > 1), None)
     else:
         found = _overhead(m)
-    return found or "the missing runs first: two paired seeds at the least"
+    if found is None:
+        return "the missing runs first: two paired seeds at the least"
+    return f"the missing runs first; in all, {found}" if any(note.startswith("partial") for note in claim.notes) else found
 
 
 def _quality(m: Material, s: Paired) -> str:

@@ -113,7 +113,7 @@ def hypothesis(quality: Decision, drift: Decision, overhead: Decision, gate_fail
     parts = (quality, drift, overhead)
     p = composite(*(1.0 if d.p is None else d.p for d in parts))
     opposite = composite_opposite(*(1.0 if d.p_opposite is None else d.p_opposite for d in parts))
-    notes = [f"{d.claim.id} does not enter: {_reason(d.claim)}" for d in parts if d.blocked or d.claim.p is None]
+    notes = [f"{d.claim.id} does not enter: {reason(d.claim)}" for d in parts if d.blocked or d.claim.p is None]
     if gate_failed:
         notes.insert(
             0, "inconclusive: on at least one task full fine-tuning did not beat its baselines, so quality cannot be compared there"
@@ -132,8 +132,8 @@ def hypothesis(quality: Decision, drift: Decision, overhead: Decision, gate_fail
 _BECAUSE = "inconclusive because "
 
 
-def _reason(claim: Claim) -> str:
-    """Why a part does not enter: the tasks that cannot be decided, or the claim's own first note."""
+def reason(claim: Claim) -> str:
+    """Why a claim cannot be decided: the tasks that cannot be decided, or the claim's own first note."""
     tasks = [note.removeprefix(_BECAUSE).split(":")[0] for note in claim.notes if note.startswith(_BECAUSE)]
     return ", ".join(tasks) or (claim.notes[0] if claim.notes else "nothing was measured")
 

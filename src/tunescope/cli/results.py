@@ -11,15 +11,22 @@ from .options import JsonOption, OnlyOption, SetOption, StudyArgument, app, prin
 
 
 @app.command()
-def report(study: StudyArgument, overrides: SetOption = None) -> None:
+def report(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    table: Annotated[str | None, typer.Option("--table", metavar="NAME", help="Only compute one table and print it as CSV.")] = None,
+) -> None:
     """Compute statistics, figures and the report from whatever is finished."""
-    from tunescope.run.reporting import build_report
+    from tunescope.run.reporting import build_report, one_table
     from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
     states = session.states()
     if not any(s.finished for s in states.values()):
         raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first (`tunescope run {study}`)")
+    if table is not None:
+        print(one_table(session.file, session.plan, session.store, states, table), end="")
+        return
     print(f"report: {build_report(session.file, session.plan, session.store, states)}")
 
 

@@ -120,8 +120,17 @@ def env(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of the study file."""
+def schema(
+    document: Annotated[str, typer.Argument(help="study, or a JSON document of a report, e.g. baseline_results.")] = "study",
+) -> None:
+    """Print the JSON Schema of the study file, or of a JSON document beside a report."""
     from tunescope.study.load import study_json_schema
 
-    print_json(study_json_schema())
+    if document == "study":
+        print_json(study_json_schema())
+        return
+    from tunescope.analysis.documents import DOCUMENTS, json_schema
+
+    if document not in DOCUMENTS:
+        raise StudyError(f"no document '{document}'; there are study, {', '.join(DOCUMENTS)}")
+    print_json(json_schema(document))

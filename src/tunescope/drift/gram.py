@@ -1,6 +1,8 @@
 """Centred Gram matrices: the form in which every kernel measure works (n <= d), built once for the base and reused."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,8 @@ from tunescope.errors import StepError
 Array = NDArray[np.floating]
 SMALL_PRODUCT = 2**25
 """Multiplications (n*n*d) up to which a float64 GEMM costs nothing worth saving."""
+INNER_BLOCK = 2**14
+"""Values whose float64 copies stay in a core's cache."""
 SAFE_AMPLITUDE = 2.0**20
 """Amplitudes outside [1/this, this] are rescaled by a power of two before squaring, which changes no rounding."""
 
@@ -30,7 +34,14 @@ def checked(states: Array, least: int = 4) -> Array:
     return array
 
 
-def check_aligned(x: Array, y: Array, same_width: bool = False) -> None:
+class Shaped(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+def check_aligned(x: Shaped, y: Shaped, same_width: bool = False) -> None:
     """Raise StatesError unless both have the same rows (and, when asked, the same width)."""
     if x.shape[0] != y.shape[0]:
         raise StatesError(f"the two sets hold different numbers of examples: {x.shape[0]} and {y.shape[0]}")
@@ -66,7 +77,11 @@ def centred(states: Array, dtype: type = np.float64) -> Array:
 
 def inner(a: Array, b: Array) -> float:
     """Sum of products in float64, whatever the inputs' precision."""
-    return float(np.dot(a.ravel().astype(np.float64, copy=False), b.ravel().astype(np.float64, copy=False)))
+    x, y, total = a.ravel(), b.ravel(), 0.0
+    for start in range(0, x.size, INNER_BLOCK):
+        p = x[start : start + INNER_BLOCK].astype(np.float64, copy=False)
+        total += float(np.dot(p, p if a is b else y[start : start + INNER_BLOCK].astype(np.float64, copy=False)))
+    return total
 
 
 class Gram:

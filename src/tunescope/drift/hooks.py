@@ -22,16 +22,11 @@ class Batch:
     """Positions of its examples in the probe."""
     ids_BT: Tensor
     real_BT: Tensor
+    averaged_BT: Tensor
+    """Real tokens without position 0, which carries massive activations."""
     last_B: Tensor
     """Index of the last prompt token."""
     left: bool
-
-    @property
-    def averaged_BT(self) -> Tensor:
-        """Real tokens without position 0, which carries massive activations."""
-        mask = self.real_BT.clone()
-        mask[torch.arange(len(self.rows), device=mask.device), self.real_BT.int().argmax(dim=1)] = False
-        return mask
 
     def inputs(self) -> dict[str, Tensor]:
         """Model inputs. Right padding needs no mask: a causal model never looks ahead."""
@@ -51,8 +46,10 @@ def make_batch(rows: list[int], tokens: list[list[int]], pad: int, left: bool, d
         span = slice(width - lengths[i], width) if left else slice(0, lengths[i])
         ids[i, span] = torch.tensor(tokens[row])
         real[i, span] = True
+    averaged = real.clone()
+    averaged[torch.arange(len(rows)), real.int().argmax(dim=1)] = False
     last = torch.full((len(rows),), width - 1) if left else torch.tensor(lengths) - 1
-    return Batch(rows, ids.to(device), real.to(device), last.to(device), left)
+    return Batch(rows, ids.to(device), real.to(device), averaged.to(device), last.to(device), left)
 
 
 def base_of(model: nn.Module) -> Any:

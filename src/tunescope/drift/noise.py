@@ -28,13 +28,16 @@ def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
     base = probe.states(model, internals=False, name="base")
     save_states(ctx.folder / "probe" / "base.safetensors", base, extras=False)
     ctx.progress(1, 5, "massive activations")
-    probe.activations(model).to_parquet(ctx.folder / "activations.parquet", index=False)
+    activations = probe.activations(model)
+    activations.to_parquet(ctx.folder / "activations.parquet", index=False)
     noise = pd.concat(list(_noise(probe, model, base, ctx)), ignore_index=True)
     noise.to_parquet(ctx.folder / "noise.parquet", index=False)
     metrics = [
         Metric(name=f"noise_floor/{c}", value=v, unit="1 - CKA", split="probe", n=base.n, higher_is_better=False)
         for c, v in scalar_floors(noise, inputs.drift.primary_pooling).items()
     ]
+    ratios = [float(v) for v in activations["max_over_median"]]
+    metrics.append(Metric(name="massive_activations", value=max(ratios), unit="max |h| / median |h|", split="probe", n=base.n))
     ctx.tracker.log({m.name: m.value for m in metrics if m.value is not None}, step=0)
     outputs = {
         "probe_sha256": base.probe_sha256,
@@ -42,6 +45,7 @@ def run_base_probe(inputs: BaseProbeInputs, ctx: StepContext) -> StepResult:
         "n_layers": base.n_layers,
         "n": base.n,
         "truncated": probe.truncated,
+        "massive_activations": ratios,  # by layer from 0
     }
     return StepResult(metrics=metrics, outputs=outputs, content=["probe/base.safetensors", "noise.parquet", "activations.parquet"])
 

@@ -1,4 +1,4 @@
-"""The drift table's measures on a GPU; parity tests hold them to the numpy path."""
+"""The drift table's measures on a GPU, of arrays or of tensors that are there already; parity tests hold them to the numpy path."""
 
 from collections.abc import Iterator
 
@@ -6,25 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunescope.drift.gram import Array, StatesError, check_aligned, checked
+from tunescope.drift.gram import Array, StatesError, check_aligned
 
 BLOCK_VALUES = 2**22
 """Log-probabilities held in float64 at once."""
 
 
-def device_measures(x: Array, y: Array, device: str) -> dict[str, float]:
+def device_measures(x: Array | Tensor, y: Array | Tensor, device: str) -> dict[str, float]:
     """The measures that every probe takes of a layer, by their names in the drift table, in float64 on a device; x is the base.
 
     Same definitions as `similarity`, for finite states of equal shape (n, d), n >= 4; one copy to the device and one back. Raises
     StatesError on zero rows, constant features, and a U-centred Gram matrix that vanishes.
     """
-    check_aligned(checked(x), checked(y), same_width=True)
-    sides = [torch.from_numpy(np.ascontiguousarray(side)).to(device).double() for side in (x, y)]
+    check_aligned(x, y, same_width=True)
+    if x.shape[0] < 4:
+        raise StatesError(f"needs at least 4 examples, got n={x.shape[0]}")
+    sides = [_there(side, device).double() for side in (x, y)]
     values = dict(_device_rows(*sides)) | dict(_device_kernel(*sides))
     found = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
     if not np.isfinite(list(found.values())).all():
         raise StatesError("a zero row, or a dimension or all features constant: cosine or CKA is undefined")
     return found | {"cka_debiased": 1 - found["cka_drift_debiased"], "cka_plain": 1 - found["cka_drift_plain"]}
+
+
+def _there(side: Array | Tensor, device: str) -> Tensor:
+    return (side if isinstance(side, Tensor) else torch.from_numpy(np.ascontiguousarray(side))).to(device)
 
 
 def _device_rows(a: Tensor, b: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -75,12 +81,24 @@ def _u_centred(gram: Tensor) -> Tensor:
     return a / torch.where(norm > 32 * torch.finfo(a.dtype).eps * before, norm, torch.nan)
 
 
-def device_divergence(base: Array, tuned: Array, device: str) -> tuple[float, float]:
+def device_cosine(x: Array | Tensor, y: Array | Tensor, device: str) -> float:
+    """`similarity.cosine_similarity` (raw) on a device."""
+    check_aligned(x, y, same_width=True)
+    a, b = (_there(side, device).double() for side in (x, y))
+    found = float(((a * b).sum(dim=1) / ((a * a).sum(dim=1) * (b * b).sum(dim=1)).sqrt()).mean())
+    if not np.isfinite(found):
+        raise StatesError("a zero or non-finite row: its cosine is undefined")
+    return found
+
+
+def device_divergence(base: Array | Tensor, tuned: Array | Tensor, device: str) -> tuple[float, float]:
     """`table.output_divergence` on a device."""
     size = max(1, BLOCK_VALUES // base.shape[1])
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, base.shape[0], size):
-        p, q = (torch.from_numpy(side[start : start + size]).to(device).double().log_softmax(dim=1) for side in (base, tuned))
+        p, q = (_there(side[start : start + size], device).double().log_softmax(dim=1) for side in (base, tuned))
         total += torch.stack([(p.exp() * (p - q)).sum(), (p.argmax(dim=1) != q.argmax(dim=1)).sum()])
     divergence, differing = (total / base.shape[0]).tolist()
+    if not np.isfinite(divergence):
+        raise StatesError("NaN or infinite log-probabilities: their divergence is undefined")
     return divergence, differing

@@ -1,7 +1,7 @@
 """The probe: a fixed, hashed set of prompts and the pooled hidden states a model gives them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunescope.drift.forgetting import HeldOutText
-from tunescope.drift.gram import Array, StatesError
+from tunescope.drift.gram import StatesError
 from tunescope.drift.hooks import Batch, base_of, decoder_layers, exact_inference, head_of_last_token, make_batch, watching
 from tunescope.drift.internals import internal_states
 from tunescope.drift.states import CONVENTION, POOLINGS, ProbeStates, load_states, save_states
@@ -24,6 +24,8 @@ TOKEN_BYTES = 64 * 2**20
 """Room for token-level states, over all layers; tokens spread over the whole probe are kept."""
 OUTPUT_BYTES = 128 * 2**20
 """Room for next-token log-probabilities."""
+OUTPUT_BLOCK = 64
+"""Rows of them normalised at once."""
 ACTIVATION_EXAMPLES = 64
 
 
@@ -51,6 +53,7 @@ class Probe:
         self.truncated = sum(e.truncated for e in encoded)
         self.spec, self.device, self.text = spec, device, text
         self._pad = int(getattr(tokenizer, "pad_token_id", None) or 0)
+        self._batches: dict[tuple[int, str, int | None], list[Batch]] = {}
         self.sha256 = fingerprint(
             {
                 "task": self.task,
@@ -73,23 +76,29 @@ class Probe:
         batch_size: int | None = None,
         padding: Literal["right", "left"] = "right",
         name: str = "this run",
+        on_device: bool = False,
     ) -> ProbeStates:
-        """Pooled states of every layer, in probe order, fp32 on the CPU; the model's modes are restored.
+        """Pooled states of every layer, in probe order, as fp32 arrays; the model's modes are restored.
 
         internals: also attention and MLP activations (default: the spec's); False leaves out the held-out text too.
+        on_device: leave them as tensors where the model is, for a `drift_table` on that device and nothing else.
         Raises StatesError naming `name` and the layer when a state is NaN or infinite.
         """
         size = batch_size or self.spec.batch_size
-        collector = _Collector(self, model)
+        batches = self.batches(size, padding)
+        collector = _Collector(self, model, batches)
         with (
             exact_inference(model, self.device),
             watching(model, collector.keep),
             head_of_last_token(model, lambda: collector.batch),
         ):
-            for batch in self.batches(size, padding):
-                collector.start(batch)
+            for index, batch in enumerate(batches):
+                collector.start(index, batch)
                 collector.finish(model(**batch.inputs(), use_cache=False))
-        states = ProbeStates(collector.layers(name), self.sha256, self.task, source=name, extras=collector.extras())
+            layers, extras = collector.layers(name), collector.extras()
+        given: Callable[[Tensor], Any] = (lambda kept: kept) if on_device else (lambda kept: kept.cpu().numpy())
+        states = ProbeStates({k: given(v) for k, v in layers.items()}, self.sha256, self.task, source=name)
+        states.extras = {k: given(v) for k, v in extras.items()}
         if self.spec.internals if internals is None else internals:
             with exact_inference(model, self.device):
                 states.extras |= internal_states(model, self.tokens, self._pad, size, self.device)
@@ -119,11 +128,17 @@ class Probe:
         table["max_over_median"] = table["max_abs"] / table["median_abs"]
         return table.reset_index()
 
-    def batches(self, size: int, padding: str, limit: int | None = None) -> Iterator[Batch]:
-        """Batches of similar length (shortest first), which wastes little on padding; the order is deterministic."""
-        rows = sorted(range(len(self.tokens))[:limit], key=lambda row: (len(self.tokens[row]), row))
-        for start in range(0, len(rows), size):
-            yield make_batch(rows[start : start + size], self.tokens, self._pad, padding == "left", self.device)
+    def batches(self, size: int, padding: str, limit: int | None = None) -> list[Batch]:
+        """Batches of similar length (shortest first), which wastes little on padding; the order is deterministic.
+
+        They are made once and stay on the device: all token ids of a probe are a few MB, and every copy would make the device wait.
+        """
+        key = (size, padding, limit)
+        if key not in self._batches:
+            rows = sorted(range(len(self.tokens))[:limit], key=lambda row: (len(self.tokens[row]), row))
+            parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+            self._batches[key] = [make_batch(part, self.tokens, self._pad, padding == "left", self.device) for part in parts]
+        return self._batches[key]
 
     def rows_within(self, budget: int, bytes_of: Sequence[int]) -> int:
         """How many of the first examples fit the budget, at least one."""
@@ -131,65 +146,111 @@ class Probe:
 
 
 class _Collector:
-    """Receives hidden states from the hooks and keeps n x d per layer and pooling, plus the token sample.
+    """Receives hidden states from the hooks and keeps n x d per layer and pooling, plus the token sample and the outputs.
 
-    What a batch gives stays on the device until its forward pass has ended: one copy a batch, since a copy a layer would stop the
-    device at every layer.
+    Everything stays on the device, in the order of the batches, until the last forward pass has ended. Nothing here may wait for the
+    device while batches run: each wait leaves it idle until the host has queued the next kernels.
     """
 
-    def __init__(self, probe: Probe, model: nn.Module):
-        self.batch: Batch
-        self._n = len(probe.tokens)
-        self._pending: dict[tuple[int, str], Tensor] = {}
-        self._kept: dict[tuple[int, str], Tensor] = {}
-        self._log_probs: dict[int, Tensor] = {}
+    def __init__(self, probe: Probe, model: nn.Module, batches: Sequence[Batch]):
         config = base_of(model).config.get_text_config()
-        width = 4 * config.hidden_size * (len(decoder_layers(model)) + 1)
-        self._sample = token_sample([len(ids) for ids in probe.tokens], max(1, TOKEN_BYTES // width))
-        self._output_rows = probe.rows_within(OUTPUT_BYTES, [4 * config.vocab_size] * self._n)
+        self.device, self._count = batches[0].ids_BT.device, len(decoder_layers(model)) + 1
+        self._rows = [row for batch in batches for row in batch.rows]
+        lengths = [len(ids) for ids in probe.tokens]
+        sample = token_sample(lengths, max(1, TOKEN_BYTES // (4 * config.hidden_size * self._count)))
+        outputs = probe.rows_within(OUTPUT_BYTES, [4 * config.vocab_size] * len(lengths))
+        self._picks = list(_picks(batches, lengths, sample, outputs, self.device))
+        self._places = [place for row in self._rows for _, place in sample.get(row, ())]
+        self._output_rows = [row for row in self._rows if row < outputs]
+        self._divisors = torch.tensor([lengths[row] - 1 for row in self._rows], device=self.device)
+        self._pooled: dict[str, Tensor] = {}
+        self._tokens: Tensor | None = None
+        self._outputs: Tensor | None = None
 
-    def start(self, batch: Batch) -> None:
-        """Fix which tokens of the coming batch belong to the sample."""
-        self.batch = batch
-        starts = batch.real_BT.int().argmax(dim=1).tolist()
-        found = [(i, starts[i] + at, place) for i, row in enumerate(batch.rows) for at, place in self._sample.get(row, ())]
-        self._tokens = [torch.tensor(column, dtype=torch.long, device=batch.ids_BT.device) for column in zip(*found, strict=True)]
+    def start(self, index: int, batch: Batch) -> None:
+        """Fix where the coming batch's states go."""
+        self.batch, self._now = batch, self._picks[index]
 
     def keep(self, layer: int, hidden: Tensor) -> None:
-        batch = self.batch
-        h = hidden[:, -batch.ids_BT.shape[1] :].float()
-        averaged = batch.averaged_BT
-        self._pending[layer, "mean"] = h.masked_fill(~averaged[..., None], 0).sum(dim=1) / averaged.sum(dim=1, keepdim=True)
-        self._pending[layer, "last_prompt_token"] = h[torch.arange(len(batch.rows), device=h.device), batch.last_B]
-        if self._tokens:
-            self._pending[layer, "token"] = h[self._tokens[0], self._tokens[1]]
+        now, width = self._now, hidden.shape[-1]
+        h = hidden[:, -self.batch.ids_BT.shape[1] :].float()
+        flat = h.reshape(-1, width)
+        if not self._pooled:
+            self._pooled = {kind: self._room(len(self._rows), width) for kind in POOLINGS}
+            self._tokens = self._room(len(self._places), width)
+        assert self._tokens is not None
+        torch.sum(torch.where(self.batch.averaged_BT[..., None], h, 0), dim=1, out=self._pooled["mean"][layer, now.rows])
+        torch.index_select(flat, 0, now.last, out=self._pooled["last_prompt_token"][layer, now.rows])
+        torch.index_select(flat, 0, now.sampled, out=self._tokens[layer, now.tokens])
+
+    def _room(self, rows: int, width: int) -> Tensor:
+        return torch.empty(self._count, rows, width, device=self.device)
 
     def finish(self, output: Any) -> None:
-        """Move what the batch gave to the CPU, each kind in one copy, and its log-probabilities after the prompt."""
-        for kind in (*POOLINGS, "token"):
-            keys = [key for key in self._pending if key[1] == kind]
-            if not keys:
-                continue
-            places = self._tokens[2].cpu() if kind == "token" else torch.tensor(self.batch.rows)
-            rows = sum(map(len, self._sample.values())) if kind == "token" else self._n
-            for key, value in zip(keys, torch.stack([self._pending.pop(key) for key in keys]).cpu(), strict=True):
-                self._kept.setdefault(key, torch.empty(rows, value.shape[-1]))[places] = value
+        """Keep the logits after the prompt."""
         logits = getattr(output, "logits", None)
-        if logits is not None and logits.shape[1] == 1:
-            log_probs = logits[:, 0].float().log_softmax(dim=-1).cpu()
-            self._log_probs |= {row: log_probs[i] for i, row in enumerate(self.batch.rows) if row < self._output_rows}
+        if logits is None or logits.shape[1] != 1:
+            return
+        if self._outputs is None:
+            self._outputs = torch.empty(len(self._output_rows), logits.shape[-1], device=self.device)
+        self._outputs[self._now.outputs] = logits[:, 0].index_select(0, self._now.kept)
 
-    def layers(self, name: str) -> dict[tuple[int, str], Array]:
-        for (layer, kind), value in sorted(self._kept.items()):
-            if not torch.isfinite(value).all():
-                raise StatesError(f"{name}: layer {layer} ({kind}) has NaN or infinite states; the model has diverged or overflowed")
-        return {key: value.numpy() for key, value in sorted(self._kept.items()) if key[1] in POOLINGS}
+    def layers(self, name: str) -> dict[tuple[int, str], Tensor]:
+        """Pooled states in probe order, on the device."""
+        self._pooled["mean"].div_(self._divisors[:, None])
+        finite = torch.stack([torch.stack([part.isfinite().all() for part in self._pooled[kind]]) for kind in POOLINGS]).tolist()
+        for layer in range(self._count):
+            for kind, fine in zip(POOLINGS, finite, strict=True):
+                if not fine[layer]:
+                    raise StatesError(f"{name}: layer {layer} ({kind}) has NaN or infinite states; the model has diverged or overflowed")
+        pooled = {kind: _reordered(self._pooled[kind], self._rows) for kind in POOLINGS}
+        return {(layer, kind): pooled[kind][layer] for layer in range(self._count) for kind in POOLINGS}
 
-    def extras(self) -> dict[str, Array]:
-        extras = {f"tokens.{layer}": value.numpy() for (layer, kind), value in sorted(self._kept.items()) if kind == "token"}
-        if self._log_probs:
-            extras["log_probs"] = torch.stack([self._log_probs[i] for i in sorted(self._log_probs)]).numpy()
-        return extras
+    def extras(self) -> dict[str, Tensor]:
+        """The token sample by layer and the log-probabilities after the prompt, in probe order, on the device."""
+        assert self._tokens is not None
+        found = {f"tokens.{layer}": value for layer, value in enumerate(_reordered(self._tokens, self._places))}
+        if self._outputs is not None:
+            for block in self._outputs.split(OUTPUT_BLOCK):
+                block.copy_(block.log_softmax(dim=-1))
+            found["log_probs"] = _reordered(self._outputs[None], self._output_rows)[0]
+        return found
+
+
+class _Picks(NamedTuple):
+    """What one batch gives, as positions in its flattened tokens (or rows), and where that goes in the kept arrays."""
+
+    rows: slice
+    last: Tensor
+    tokens: slice
+    sampled: Tensor
+    outputs: slice
+    kept: Tensor
+
+
+def _picks(
+    batches: Sequence[Batch], lengths: Sequence[int], sample: dict[int, list[tuple[int, int]]], outputs: int, device: torch.device
+) -> Iterator[_Picks]:  # fmt: skip
+    """Batches with their picks; all copies to the device happen here, before the first forward pass."""
+    row = token = output = 0
+    for batch in batches:
+        width = batch.ids_BT.shape[1]
+        starts = [i * width + (width - lengths[r] if batch.left else 0) for i, r in enumerate(batch.rows)]
+        last = [start + lengths[r] - 1 for start, r in zip(starts, batch.rows, strict=True)]
+        sampled = [start + at for start, r in zip(starts, batch.rows, strict=True) for at, _ in sample.get(r, ())]
+        kept = [i for i, r in enumerate(batch.rows) if r < outputs]
+        on_device = [torch.tensor(found, dtype=torch.long, device=device) for found in (last, sampled, kept)]
+        spans = [slice(at, at + n) for at, n in ((row, len(last)), (token, len(sampled)), (output, len(kept)))]
+        yield _Picks(spans[0], on_device[0], spans[1], on_device[1], spans[2], on_device[2])
+        row, token, output = (span.stop for span in spans)
+
+
+def _reordered(kept_KNd: Tensor, places: list[int]) -> Tensor:
+    """Row i of each slice moved to `places[i]`, in place but for one slice at a time."""
+    order = torch.tensor(places, device=kept_KNd.device).argsort()
+    for part in kept_KNd:
+        part.copy_(part.index_select(0, order))
+    return kept_KNd
 
 
 def token_sample(lengths: Sequence[int], room: int) -> dict[int, list[tuple[int, int]]]:

@@ -23,6 +23,8 @@ CONVENTION = (
 class ProbeStates:
     """What one probe of one model keeps: (n, d) fp32 arrays per (layer, pooling), examples in probe order.
 
+    Between a probe and its table on the same GPU the arrays may be tensors there (`Probe.states(on_device=True)`).
+
     `extras` holds what is not pooled over all examples: `tokens.{k}` (m, d) token states spread over all examples,
     `log_probs` (n, vocabulary) after the prompt, `text_nll` (tokens,) of the held-out text,
     `attention.{k}` (m, heads, length) and `mlp.{k}` (m, width).
@@ -53,6 +55,10 @@ class ProbeStates:
         if key not in self._grams:
             self._grams[key] = Gram(self.layers[key])
         return self._grams[key]
+
+    def forget(self, layer: int, pooling: str) -> None:
+        """Drop the kept Gram object of one layer."""
+        self._grams.pop((layer, pooling), None)
 
 
 def save_states(path: Path, states: ProbeStates, *, extras: bool = True) -> Path:

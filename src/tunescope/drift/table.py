@@ -38,7 +38,7 @@ def drift_table(base_states: ProbeStates, states: ProbeStates, spec: DriftSpec, 
     """Every measure of `states` against `base_states`, one row per layer, pooling, measure and block.
 
     The costly ones (Procrustes, jackknife error, blocks, internals) are taken at the scored probe only. The others are computed on
-    `device` where that is a GPU, else with numpy, which needs no torch.
+    `device` where that is a GPU (there `states` may still hold tensors), else with numpy, which needs no torch.
     Raises StatesError naming run and layer for states that cannot be compared.
     """
     check_probe(states.probe_sha256, base_states.probe_sha256, states.source)
@@ -87,6 +87,7 @@ def _layer_rows(
 
         values = device_measures(x, y, device)
     else:
+        y = y if isinstance(y, np.ndarray) else y.cpu().numpy()
         values = row_measures(x, y, centred=defined)
         if defined:
             a, b = base.gram(layer, pooling), similarity.gram(y)
@@ -94,6 +95,8 @@ def _layer_rows(
             if scored and pooling == spec.primary_pooling:
                 blocks = list(block_drifts(a, b, spec.blocks))
             a.release()
+            if scored:  # a run's last probe
+                base.forget(layer, pooling)
     rows = [Row(scored, layer, pooling, name, WHOLE, value, x.shape[0]) for name, value in values.items()]
     return rows + [Row(scored, layer, pooling, "cka_drift_debiased", index, value, n) for index, value, n in blocks]
 
@@ -133,14 +136,15 @@ def _extra_rows(base: ProbeStates, tuned: ProbeStates, scored: bool, device: str
         x, y = base.extras[name], tuned.extras[name]
         with naming(base, tuned, f"layer {layer}, {kind}" if layer else kind):
             check_aligned(x, y)
-            reject_non_finite(y)
+            if isinstance(y, np.ndarray):  # what is on the device is checked there
+                reject_non_finite(y)
             for measure, value in _extra_values(kind, x, y, device):
                 yield Row(scored, int(layer or OUTPUT_LAYER), EXTRA_POOLINGS[kind], measure, WHOLE, value, x.shape[0])
 
 
 def _extra_values(kind: str, x: Array, y: Array, device: str) -> Iterator[tuple[str, float]]:
     if kind == "tokens":
-        yield "token_cosine", similarity.cosine_similarity(x, y)
+        yield "token_cosine", _token_cosine(x, y, device)
     elif kind == "attention":
         yield "attention_js", jensen_shannon(x, y)
     elif kind == "mlp":
@@ -151,6 +155,14 @@ def _extra_values(kind: str, x: Array, y: Array, device: str) -> Iterator[tuple[
         yield from {"text_nll": tuned, "text_perplexity": float(np.exp(tuned)), "forgetting": tuned - base}.items()
     elif kind == "log_probs":
         yield from zip(("next_token_kl", "top1_disagreement"), _divergence(x, y, device), strict=True)
+
+
+def _token_cosine(x: Array, y: Array, device: str) -> float:
+    if device == "cpu":
+        return similarity.cosine_similarity(x, y)
+    from tunescope.drift.on_device import device_cosine
+
+    return device_cosine(x, y, device)
 
 
 def _divergence(x: Array, y: Array, device: str) -> tuple[float, float]:

@@ -144,16 +144,17 @@ def save(chart: Chart, folder: Path) -> Chart:
     """Write `<name>.svg`, `.pdf` and `.png`, without dates; returns the chart with its SVG text."""
     figure = chart.figure
     figure.draw_without_rendering()
-    with rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)  # the layout is settled; any engine left, "none" too, makes each save draw twice
     text = StringIO()
     facts = {"Title": chart.title, "Description": f"{chart.alt} Steps: {', '.join(chart.steps)}"}
-    figure.savefig(text, format="svg", metadata={**facts, "Date": None, "Creator": "tunescope"})
+    pdf = {"Title": chart.title, "Subject": chart.alt, "CreationDate": None, "Creator": "tunescope", "Producer": "matplotlib"}
+    # The layout is settled: an engine left makes each save draw twice, and a save puts back the one that the settings name.
+    with rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+        figure.savefig(text, format="svg", metadata={**facts, "Date": None, "Creator": "tunescope"})
+        figure.savefig(folder / f"{chart.name}.pdf", metadata=pdf)
+        figure.savefig(folder / f"{chart.name}.png", dpi=160, metadata={**facts, "Software": None})
     svg = text.getvalue()
     (folder / f"{chart.name}.svg").write_text(svg, encoding="utf-8")
-    pdf = {"Title": chart.title, "Subject": chart.alt, "CreationDate": None, "Creator": "tunescope", "Producer": "matplotlib"}
-    figure.savefig(folder / f"{chart.name}.pdf", metadata=pdf)
-    figure.savefig(folder / f"{chart.name}.png", dpi=160, metadata={**facts, "Software": None})
     return Chart(chart.name, chart.title, chart.caption, chart.alt, chart.steps, figure, svg)
 
 

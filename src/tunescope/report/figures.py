@@ -17,6 +17,7 @@ FIGURES: dict[str, Callable[[Material], Chart]] = {
     "layer_profiles": figures_drift.layer_profiles,
     "layer_differences": figures_drift.layer_differences,
     "frontier": figures_runs.frontier,
+    "drift_quality": figures_runs.drift_quality,
     "correlations": figures_runs.correlations,
     "overhead": figures_serving.overhead,
     "overhead_adapters": figures_engines.overhead_adapters,

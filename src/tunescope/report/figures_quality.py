@@ -27,7 +27,8 @@ def claims(material: Material) -> Chart:
         _forest(ax, [c for c in rows if c.dimension == dimension])
     alt = "; ".join(f"{c.id} {percent(c.estimate)} {percent_interval(c.interval)} against {percent(c.margin)}: {c.verdict}" for c in rows)
     caption = (
-        "Estimates with intervals against the registered margins (dashed). The shaded side is where a claim holds. "
+        "Estimates with intervals against the registered margins (dashed). The shaded side is where a claim holds; an interval far wider "
+        "than the distances shown runs out of its panel (the table has its limits). "
         "Circle: supported; diamond: inconclusive; cross: contradicted."
     )
     return Chart("claims", "Claims against their margins", caption, f"Claims: {alt}.", _steps(rows), figure)
@@ -52,11 +53,20 @@ def _forest(ax: Axes, rows: Sequence[Claim]) -> None:
         low, high = min(low, margin - 0.06 * (high - low)), max(high, margin + 0.06 * (high - low))
         ax.axvspan(*((low, margin) if below else (margin, high)), color=PALETTE[2], alpha=0.10, lw=0)
         ax.set_xlim(low, high)
+    _stay_near(ax, [float(c.estimate or 0.0) for c in rows], margin)
     ax.set_yticks(range(len(rows)), names)
     ax.grid(axis="x")
     ax.grid(axis="y", visible=False)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_locator(MaxNLocator(3))
     percent_axis(ax, "x")
+
+
+def _stay_near(ax: Axes, estimates: Sequence[float], margin: float | None) -> None:
+    """Cut a panel that one huge interval would make unreadable: estimates and margin stay apart."""
+    points = [*estimates, *([] if margin is None else [margin])]
+    reach = 2 * max(max(points) - min(points), 0.25)
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, min(points) - reach), min(high, max(points) + reach))
 
 
 def performance(material: Material) -> Chart:

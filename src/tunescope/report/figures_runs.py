@@ -62,6 +62,45 @@ def _points(ax: Axes, runs: pd.DataFrame, material: Material, method: str) -> No
     ax.plot(chosen.drift, chosen.selection_loss, "o", color=INK, mfc="none", ms=10, mew=1, label="selected setting")
 
 
+def drift_quality(material: Material) -> Chart:
+    """Test quality against drift, a point per final run, with the within-task correlation where there is one."""
+    lacking = "no final run has both a test score and a drift yet"
+    runs, steps = _statistic(material, "frontier", lacking)
+    runs = runs[runs.role == "final"].astype({"drift": float, "quality": float}).dropna(subset=["drift", "quality"])
+    tasks = [t for t in material.tasks if (runs.task == t).any()]
+    if not tasks:
+        raise NoData(lacking)
+    figure, axes = panels([task_name(t) for t in tasks], height=2.6)
+    said = []
+    for ax, task in zip(axes, tasks, strict=True):
+        for method in material.methods:
+            mine, (colour, marker, _) = runs[(runs.task == task) & (runs.method == method)], material.look(method)
+            if len(mine):
+                ax.plot(mine.drift, 100 * mine.quality, marker, color=colour, ms=5, alpha=0.9, ls="none", label=method)
+                means = f"drift {decimals(float(mine.drift.mean()))}, {decimals(100 * float(mine.quality.mean()), 1)} %"
+                said.append(f"{task_name(task)} {method} {means}")
+        ax.set_xlabel("drift (1 − CKA)")
+        ax.margins(0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+    axes[0].set_ylabel("primary metric, test (%)")
+    legend_below(figure, axes)
+    caption = f"Final runs, one point a seed; axes differ between tasks. {_within_task(material)}"
+    kept = tuple(s for s in steps if "/final/" in s)
+    return Chart("drift_quality", "Test quality against drift, run by run", caption, f"Means: {'; '.join(said)}.", kept, figure)
+
+
+def _within_task(material: Material) -> str:
+    """The repeated-measures correlation of test quality and drift, in words."""
+    entry = material.findings.statistics.get("correlations") or {"rows": []}
+    row = next((r for r in entry["rows"] if r[0].startswith("test quality") and r[1].startswith("within task")), None)
+    if row is None:
+        return "Too few runs for a correlation within tasks."
+    _, _, n, r, low, high, *_ = row
+    limits = f" ({decimals(low, 2)} to {decimals(high, 2)})" if low is not None and high is not None else ""
+    return f"Correlation within tasks over {n} runs: {decimals(r, 2)}{limits}; the methods' contrast is part of it."
+
+
 def correlations(material: Material) -> Chart:
     """Correlation matrix of the final runs' scalars, as the findings give it; scalars that do not vary are left out."""
     lacking = "too few final runs for a correlation matrix"

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -14,12 +13,12 @@ from tunescope.analysis.findings import Claim, Findings
 from tunescope.analysis.frames import Frames
 from tunescope.study.schema import Execution, Study
 
-from . import provenance
+from . import provenance, reproduce
 from . import wording as w
 from .drawing import inline_svg
 from .figures import Drawn
 from .references import MEANING, References
-from .tabular import Table, table_of
+from .tabular import Table
 
 DIMENSIONS = ("quality", "drift", "overhead", "hypothesis")
 CARD_TITLES = {"quality": "Quality kept", "drift": "Drift avoided", "overhead": "Serving overhead", "hypothesis": "The hypothesis"}
@@ -73,7 +72,8 @@ def render(
         cards=cards(findings.claims), answer=answer(findings), references=references, meaning=MEANING, refs=references.spans,
         serving=serving_facts(frames), machines=provenance.machines(root, finished), model=provenance.model_line(study, frames),
         sources=provenance.data_sources(frames, study, execution), argument=provenance.study_argument(study, execution),
-        missing=missing_table(findings), flags=flags_table(findings), example=_example(finished), task_name=w.task_name,
+        example=_example(finished), task_name=w.task_name, recompute=reproduce.recompute_command, rerun=reproduce.rerun_command,
+        model_steps=provenance.model_steps(study, frames), serve_steps=frames.of_kind("serve"),
         p_phrase=w.p_phrase, share=w.percent(findings.steps_done / findings.steps_planned if findings.steps_planned else None, 0),
     )  # fmt: skip
 
@@ -162,33 +162,3 @@ def _example(finished: Iterable[str]) -> str:
     """A step to show commands with: a final run when there is one."""
     steps = list(finished)
     return next((s for s in steps if "/final/" in s), steps[0] if steps else "data/sst2")
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A gap or a flag as a table row."""
-
-    step: str
-    state: str
-    text: str
-
-    @property
-    def steps(self) -> list[str]:
-        return [self.step]
-
-    def model_dump(self) -> dict[str, Any]:
-        return {"step": self.step, "state": self.state, "text": self.text}
-
-
-def missing_table(findings: Findings) -> Table:
-    """Planned steps without a result."""
-    rows: list[Any] = [_Named(m.step, m.state, m.why or w.NONE) for m in findings.missing]
-    formats = [("Step", lambda r: r.step), ("State", lambda r: r.state), ("Why", lambda r: r.text)]
-    return table_of("missing", "Steps without a result", rows, formats, ("Step", "State", "Why"))
-
-
-def flags_table(findings: Findings) -> Table:
-    """Red flags by step."""
-    rows: list[Any] = [_Named(r.step, "", r.text) for r in findings.red_flags]
-    formats = [("Step", lambda r: r.step), ("What to look at", lambda r: r.text)]
-    return table_of("red_flags", "Red flags", rows, formats, ("Step", "What to look at"))

@@ -31,7 +31,10 @@ def escape(texts: Sequence[str]) -> list[str]:
 
 
 def latex(table: Table) -> str:
-    """A table environment with booktabs rules; the steps of each row stand in a comment beside it."""
+    """Table environments with booktabs rules, no wider than the text and no longer than a page: a long table comes in parts.
+
+    The steps of each row stand in a comment beside it.
+    """
     loader = PackageLoader("tunescope.report", "templates")
     environment = Environment(
         loader=loader, undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -42,9 +45,9 @@ def latex(table: Table) -> str:
     cells = iter(escape([cell for row in table.rows for cell in row.cells]))
     rows = [([next(cells) for _ in row.cells], " ".join(row.steps)) for row in table.rows]
     align = "".join(_align(table, k) for k in range(len(table.columns)))
-    return environment.get_template("table.tex.j2").render(
-        title=title, note=note, label=table.name, align=align, heads=heads, rows=rows, wide=len(table.columns) > 7, tall=len(rows) > 40
-    )
+    most = 25 if "p{" in align else 45
+    parts = [rows[k : k + most] for k in range(0, len(rows), most)]
+    return environment.get_template("table.tex.j2").render(title=title, note=note, label=table.name, align=align, heads=heads, parts=parts)
 
 
 def _align(table: Table, k: int) -> str:

@@ -97,6 +97,12 @@ def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     return {task: entry for task, entry in tasks.items() if isinstance(entry, dict)}
 
 
+def model_steps(study: Study, frames: Frames) -> list[str]:
+    """The steps that counted the model's parameters."""
+    m = frames.metrics
+    return list(m[(m.name == "total_parameters") & (m.method == study.analysis.reference_method)].step_id.unique())
+
+
 def model_line(study: Study, frames: Frames) -> str:
     """The base model in one line."""
     name, revision = study.model.name, study.model.revision

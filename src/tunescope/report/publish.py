@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from tunescope.analysis import payloads
+from tunescope.analysis.documents import DOCUMENTS, json_schema
 from tunescope.analysis.findings import Findings
 from tunescope.analysis.frames import Frames
 from tunescope.run.files import write_json
@@ -13,11 +14,11 @@ from tunescope.study.schema import Execution, Study
 
 from .drawing import Material
 from .figures import Drawn, draw_all
-from .html import flags_table, missing_table, render
+from .html import render
 from .latex import write_tables
-from .tables import build_tables
+from .reproduce import all_tables
 
-_OURS = ("figures", "tables")
+_OURS = ("figures", "tables", "schemas")
 """Folders of results/ that hold nothing but what is written here; what an earlier report left in them is removed."""
 
 
@@ -37,9 +38,9 @@ def publish(findings: Findings, frames: Frames, root: Path, study: Study, execut
     with tempfile.TemporaryDirectory(prefix=".results-", dir=root) as name:
         fresh = Path(name)
         drawn = draw_all(Material(findings, frames, study), fresh / "figures")
-        tables = build_tables(findings, study.analysis.candidate_method)
+        tables = all_tables(findings, study.analysis.candidate_method)
         _write(findings, frames, drawn, fresh)
-        write_tables({**tables, **{t.name: t for t in (missing_table(findings), flags_table(findings)) if t.rows}}, fresh / "tables")
+        write_tables(tables, fresh / "tables")
         page = render(findings, frames, tables, drawn, root, study, execution)
         (fresh / "report.html").write_text(page, encoding="utf-8")
         _move_in(fresh, results)
@@ -48,13 +49,16 @@ def publish(findings: Findings, frames: Frames, root: Path, study: Study, execut
 
 
 def _write(findings: Findings, frames: Frames, drawn: Drawn, folder: Path) -> None:
-    """Frames, payloads, and what the figures show."""
+    """Frames, payloads with their schemas, and what the figures show."""
     frames.write(folder)
     write_json(folder / "baseline_results.json", payloads.baseline_results(frames, findings), durable=False)
     write_json(folder / "drift_analysis_results.json", payloads.drift_results(frames, findings), durable=False)
     write_json(folder / "deployment_benchmark_results.json", payloads.deployment_results(frames, findings), durable=False)
     shown = [{"name": c.name, "title": c.title, "caption": c.caption, "alt": c.alt, "steps": list(c.steps)} for c in drawn.charts.values()]
     write_json(folder / "figures" / "figures.json", {"figures": shown, "not_drawn": drawn.missing}, durable=False)
+    (folder / "schemas").mkdir()
+    for name in DOCUMENTS:
+        write_json(folder / "schemas" / f"{name}.schema.json", json_schema(name), durable=False)
 
 
 def _move_in(fresh: Path, results: Path) -> None:

@@ -38,8 +38,16 @@ def _own(steps: tuple[str, ...], columns: Sequence[str], line: Sequence[Any]) ->
         named["setting"] = f"search-lr{rate:g}-bs{size}"
     elif values.get("role") == "final":
         named["setting"] = "final"
-    found = tuple(s for s in steps if _concerns(s.split("/"), named))
-    return found or steps
+    found = tuple(s for s in steps if _concerns(s.split("/"), named) and _of_claim(s, str(values.get("claim", ""))))
+    return found if "claim" in values else found or steps
+
+
+def _of_claim(step: str, claim: str) -> bool:
+    """Whether a step can stand behind a claim (`quality/sst2`, `overhead`); every step can behind one on all tasks, or none."""
+    if claim == "overhead":
+        return step.startswith("serve")
+    _, _, task = claim.partition("/")
+    return task in ("", "all") or step.split("/")[1:2] == [task]
 
 
 def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:
@@ -51,7 +59,8 @@ def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:
 
 def _heading(column: str) -> str:
     text = column.replace("_", " ")
-    return text if len(text) < 2 or text[:2] in ("p ", "d ") else text[0].upper() + text[1:]
+    symbol = text.split(" ")[0] in ("p", "d", "r", "n", "df", "sd")
+    return "I²" if text == "I2" else text if symbol or not text else text[0].upper() + text[1:]
 
 
 def value_text(column: str, value: Any) -> str:
@@ -66,11 +75,19 @@ def value_text(column: str, value: Any) -> str:
     if w.missing(value):
         return w.NONE
     if not isinstance(value, int | float):
-        return w.task_name(value) if column == "task" else str(value)
+        return _words(column, str(value))
     if column in ("learning_rate", "seed"):
         return w.exact(value)
     is_p = column == "p" or column.startswith(("p ", "p_")) or column.endswith(("_p", " p"))
     return w.p_value(value) if is_p else w.count(value) if isinstance(value, int) and value < 10**7 else w.number(value)
+
+
+def _words(column: str, text: str) -> str:
+    """Tasks and claims by their names, sentences with the page's signs."""
+    if column == "task":
+        return w.task_name(text)
+    dimension, _, task = text.partition("/")
+    return f"{dimension}, {w.task_name(None if task == 'all' else task)}" if column == "claim" and task else w.prose(text)
 
 
 def _plain(value: Any) -> Any:
@@ -105,4 +122,4 @@ def _predicted(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _said(value: Any) -> str:
     if value == "":
         return "(no answer)"
-    return w.shorten(value_text("", value), 120)
+    return w.shorten(value if isinstance(value, str) else value_text("", value), 120)

@@ -81,7 +81,7 @@ def _percent_number(fraction: float | None, places: int | None = None) -> str:
     if places is None:
         small = value != 0 and abs(value) < 0.95 and not math.isinf(value)
         places = min(4, 1 - math.floor(math.log10(abs(value)))) if small else 1
-    return decimals(value, places)
+    return decimals(value, 0 if abs(value) >= 1000 else places)
 
 
 def p_value(p: float | None) -> str:

@@ -72,6 +72,14 @@ def build_report(study_file: StudyFile, plan: Plan, store: Store, states: States
     return path
 
 
+def one_table(study_file: StudyFile, plan: Plan, store: Store, states: States, name: str) -> str:
+    """One table of the report, computed from the results as they are now, as CSV; writes nothing."""
+    from tunescope.report.reproduce import table_csv
+
+    _, findings = find(study_file, plan, store, states, now=datetime.now(UTC).isoformat(timespec="seconds"))
+    return table_csv(findings, study_file.study.analysis.candidate_method, name)
+
+
 def _track(study_file: StudyFile, findings: "Findings", results: Path) -> None:
     """Log figures, the main tables and the claims to W&B; the files are the record."""
     import pandas as pd

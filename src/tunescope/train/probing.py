@@ -43,9 +43,10 @@ class DriftRecorder:
 
     def take(self, model: nn.Module, step: int) -> float:
         """Probe once, keep the rows, return the mean drift over decoder layers."""
+        device, name = self.probe.device, f"the probe at step {step}"
         with in_fp32(model):
-            states = self.probe.states(model, internals=False, name=f"the probe at step {step}")
-        table = drift_table(self.base, states, self.spec, False, self.probe.device).assign(step=step)
+            states = self.probe.states(model, internals=False, name=name, on_device=device != "cpu")
+        table = drift_table(self.base, states, self.spec, False, device).assign(step=step)
         path = self.rows / f"step-{step:06d}.parquet"
         if not path.exists():  # a record that is there after a resume is sealed by a checkpoint
             _write(table, path)

@@ -43,6 +43,7 @@ def test_correlate_reads_train_scalars_and_writes_one_document(context):
     assert len(document["frontier"]) == 40 and document["within"]["n"] == 24 and document["within"]["df"] == 19
     finals = [p for p in document["frontier"] if p["role"] == "final"]
     pooled = stats.pearsonr([p["quality"] for p in finals], [p["drift"] for p in finals])
+    assert document["within_method"]["df"] == 24 - 8 - 1
     assert document["pooled"]["r"] == pytest.approx(pooled.statistic)
     assert all(p["selected"] for p in finals) and sum(p["selected"] for p in document["frontier"]) == 24 + 8
 

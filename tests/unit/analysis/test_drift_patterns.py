@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from simulated_store import FULL_DRIFT, LAYERS, small_study, write_store
-from tunescope.analysis.drift_patterns import _stratified_limits
+from tunescope.analysis.drift_patterns import _chance_z, _stratified_limits
 from tunescope.analysis.frames import Frames, collect
 from tunescope.analysis.statistical_analysis import analyse
 from tunescope.study.schema import AnalysisSpec
@@ -87,3 +87,16 @@ def test_measures_agree_with_each_other(found) -> None:
         total = rows.loc[(task, "cka_debiased"), "full mean"] + rows.loc[(task, "cka_drift_debiased"), "full mean"]
         assert total == pytest.approx(1)
     assert len(found[1]["drift_blocks"]) == 20
+
+
+def test_chance_z_is_counted_in_each_layer_of_each_run() -> None:
+    values = {"cka_plain": (0.9, 0.8, 0.7), "cka_chance_mean": (0.5, 0.6, 0.7), "cka_chance_sd": (0.1, 0.05, 0.0)}
+    rows = [
+        {"task": "sst2", "method": "full", "seed": 42, "layer": k, "measure": name, "value": v[k]}
+        for name, v in values.items()
+        for k in range(3)
+    ]
+    found = _chance_z(pd.DataFrame(rows)).set_index("layer")
+    assert found.value.to_dict() == pytest.approx({0: 4, 1: 4})  # where chance has no spread there is no z
+    assert set(found.measure) == {"cka_chance_z"}
+    assert _chance_z(pd.DataFrame(rows[:3])).empty

@@ -53,7 +53,7 @@ def test_artefacts_and_outputs(finished):
     assert (states.n_layers, states.n, states.layers[6, "mean"].shape) == (6, 24, (24, 128))
     assert result.outputs["n_layers"] == 6
     assert states.extras == {}
-    assert set(logged) == {f"noise_floor/{c}" for c in ("batch_size", "padding_side", "dtype")}
+    assert set(logged) == {"massive_activations", *(f"noise_floor/{c}" for c in ("batch_size", "padding_side", "dtype"))}
 
 
 def test_the_noise_floor_is_small_and_largest_for_bf16(finished):
@@ -71,6 +71,9 @@ def test_the_noise_floor_is_small_and_largest_for_bf16(finished):
 
 def test_massive_activations_are_reported_per_layer(finished):
     table = pd.read_parquet(finished[1] / "activations.parquet")
+    by_layer = finished[0].outputs["massive_activations"]
+    assert by_layer == list(table["max_over_median"])
+    assert {m.name: m.value for m in finished[0].metrics}["massive_activations"] == max(by_layer)
     assert list(table["layer"]) == list(range(7))
     assert (table["max_over_median"] > 1).all()
     assert np.isfinite(table).all(axis=None)

@@ -1,10 +1,22 @@
 """Sign-flip tests, bands and the paired comparison against closed forms and simulation."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from tunescope.drift.contrast import EXACT_UP_TO, max_statistic, paired, sign_flip, sign_vectors, simultaneous_band, summary
+from tunescope.drift.contrast import (
+    EXACT_UP_TO,
+    critical_layers,
+    max_statistic,
+    paired,
+    sign_flip,
+    sign_vectors,
+    simultaneous_band,
+    summary,
+    thirds,
+)
 
 
 @pytest.mark.parametrize(("n", "p"), [(1, 1.0), (3, 0.25), (5, 0.0625)])
@@ -45,6 +57,34 @@ def test_max_statistic_with_one_layer_is_the_single_test():
     for _ in range(20):
         d = rng.normal(size=(5, 1))
         assert max_statistic(d)[0] == pytest.approx(sign_flip(d[:, 0]).p)
+
+
+def test_max_statistic_equals_a_loop_over_all_sign_vectors():
+    """Written out: Student's t of every layer for every sign vector, and how often the largest |t| reaches each layer's own."""
+    d = np.random.default_rng(4).normal(0.3, 1, size=(5, 3))
+
+    def t(values):
+        return abs(values.mean()) / (values.std(ddof=1) / np.sqrt(len(values)))
+
+    largest = [max(t(np.array(signs) * d[:, k]) for k in range(3)) for signs in product((1, -1), repeat=5)]
+    expected = [np.mean([top >= t(d[:, k]) - 1e-9 for top in largest]) for k in range(3)]
+    assert max_statistic(d) == pytest.approx(expected)
+
+
+def test_the_band_is_student_t_at_the_level_shared_by_all_layers():
+    d = np.random.default_rng(5).normal(size=(4, 6))
+    low, high = simultaneous_band(d, level=0.94)
+    for k in range(6):
+        assert (low[k], high[k]) == pytest.approx(stats.t.interval(0.99, 3, loc=d[:, k].mean(), scale=stats.sem(d[:, k])))
+
+
+def test_early_late_and_critical_layers_by_hand():
+    profile = np.array([1.0, 1, 1, 1, 1, 1, 9, 1])  # mean 2, sd 2.65
+    early, late = thirds(profile)
+    assert (list(early), list(late)) == ([1, 1], [9, 1])
+    assert critical_layers(profile) == [7]
+    assert critical_layers(np.ones(4)) == []
+    assert [list(part) for part in thirds(np.array([3.0, 5.0]))] == [[3], [5]]
 
 
 def test_max_statistic_survives_layers_without_difference():

@@ -1,5 +1,6 @@
 """The probe on tiny random models: pooling against a plain forward pass, padding, modes, PEFT wrappers, and the hash."""
 
+import sys
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -100,6 +101,56 @@ def test_repeating_a_probe_is_bitwise_equal(model):
     a, b = probe.states(model), probe.states(model)
     assert all((a.layers[k] == b.layers[k]).all() for k in a.layers)
     assert all((a.extras[k] == b.extras[k]).all() for k in a.extras)
+
+
+WAITS = ("cpu", "tolist", "item", "numpy", "nonzero", "to", "__bool__", "__index__", "__int__", "__float__")
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_probe_waits_for_the_device_before_and_after_its_batches_only(model, monkeypatch, on_device):
+    """A wait a layer or a batch leaves a GPU idle until the host has queued its next kernels; `transformers` has its own."""
+    waits = []
+
+    def counted(name, plain):
+        def call(*args, **kwargs):
+            if "tunescope" in sys._getframe(1).f_code.co_filename:
+                waits.append(name)
+            return plain(*args, **kwargs)
+
+        return call
+
+    for name in WAITS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+    monkeypatch.setattr(torch, "tensor", counted("tensor", torch.tensor))
+    seen = []
+    first = model.register_forward_pre_hook(lambda *_: seen.append(len(waits)))
+    last = model.register_forward_hook(lambda *_: seen.append(len(waits)))
+    make().states(model, internals=False, batch_size=2, on_device=on_device)
+    first.remove()
+    last.remove()
+    assert len(seen) == 2 * 7
+    assert len(set(seen)) == 1, waits[seen[0] : seen[-1]]
+    assert 0 < seen[-1] < len(waits)  # copies before the first batch, and at least one check after the last
+
+
+def test_states_left_on_the_device_give_the_same_table(model):
+    probe = make()
+    base, tuned = probe.states(model), llama(seed=3)
+    here, there = probe.states(tuned), probe.states(tuned, on_device=True)
+    assert all(isinstance(v, torch.Tensor) for v in (*there.layers.values(), *there.extras.values()))
+    keys = ["layer", "pooling", "measure", "block"]
+    a = drift_table(base, here, SPEC, scored=False).set_index(keys)["value"].sort_index()
+    b = drift_table(base, there, SPEC, scored=False, device="cpu:0").set_index(keys)["value"].sort_index()
+    assert a.index.equals(b.index)
+    assert a.to_numpy() == pytest.approx(b.to_numpy(), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "left", "batch_size": 5}])
+def test_outputs_of_the_first_prompts_only_stay_within_their_budget(model, monkeypatch, options):
+    everything = make().states(model).extras["log_probs"]
+    monkeypatch.setattr(probe_module, "OUTPUT_BYTES", 4 * 60 * 6)
+    kept = make().states(model, **options).extras["log_probs"]
+    assert kept == pytest.approx(everything[:6], abs=1e-5)
 
 
 def test_a_fresh_lora_drifts_exactly_zero_and_a_moved_one_does_not(model):

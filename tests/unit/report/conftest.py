@@ -15,7 +15,7 @@ from tunescope.report.drawing import Material
 from tunescope.report.figures import Drawn, draw_all
 from tunescope.report.html import render
 from tunescope.report.publish import publish
-from tunescope.report.tables import build_tables
+from tunescope.report.reproduce import all_tables
 from tunescope.study.schema import AnalysisSpec, Execution, ServingSpec, Study, TaskSpec
 
 NOW = "2025-01-02T03:04:05+00:00"
@@ -70,6 +70,6 @@ def render_page(drawn: Drawn) -> Callable[[Published], str]:
     """The page of a (changed) study, with the figures of the unchanged one."""
 
     def page(p: Published) -> str:
-        return render(p.findings, p.frames, build_tables(p.findings), drawn, p.root, p.study, Execution())
+        return render(p.findings, p.frames, all_tables(p.findings, "lora"), drawn, p.root, p.study, Execution())
 
     return page

@@ -93,3 +93,12 @@ def test_one_method_alone_can_be_drawn(published: Published, tmp_path: Path) -> 
     findings = published.with_findings(table=[r for r in published.findings.table if r.method == "full"], claims=[], statistics={}).findings
     found = draw_all(replace(Material(findings, only, published.study)), tmp_path)
     assert {"performance", "drift_heatmap", "layer_profiles", "drift_evolution"} <= set(found.charts)
+
+
+def test_quality_against_drift_shows_every_final_run_and_the_correlation_within_tasks(published: Published, drawn: Drawn) -> None:
+    chart = drawn.charts["drift_quality"]
+    points = sum(len(line.get_xdata()) for ax in chart.figure.axes for line in ax.get_lines())
+    f = published.frames.steps
+    assert points == ((f.kind == "train") & (f.role == "final")).sum() == len(chart.steps)
+    row = published.findings.statistics["correlations"]["rows"][0]
+    assert f"over {row[2]} runs: {decimals(row[3], 2)}" in chart.caption

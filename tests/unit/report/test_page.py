@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunescope.analysis.findings import Findings, Missing, RedFlag, RegisteredPlan
+from tunescope.analysis.findings import Findings, Limitation, Missing, RedFlag, RegisteredPlan
 from tunescope.report.html import cards, strip
 
 from .conftest import NOW, Published
@@ -55,7 +55,8 @@ def test_untrusted_text_is_escaped_everywhere(published: Published, render_page:
     statistics = {"x": {"title": ATTACK, "columns": [ATTACK], "rows": [[ATTACK]], "note": ATTACK, "steps": []}}
     page = render_page(
         published.with_findings(
-            title=ATTACK, answer=[ATTACK] * 3, claims=claims, disagreements=[shown], limitations=[ATTACK], statistics=statistics,
+            title=ATTACK, answer=[ATTACK] * 3, claims=claims, disagreements=[shown],
+            limitations=[Limitation(text=ATTACK, steps=[])], statistics=statistics,
             red_flags=[RedFlag(step="serve", text=ATTACK)], missing=[Missing(step="serve", state="failed", why=ATTACK)],
         )
     )  # fmt: skip

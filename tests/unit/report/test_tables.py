@@ -38,8 +38,7 @@ def test_latex_uses_booktabs_and_every_row_has_every_cell(tables: dict[str, Tabl
         text = latex(table)
         assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule")) and "&" in text
         assert not re.search(r"\|", text.split(r"\begin{tab")[-1].splitlines()[0]), "no vertical rules"
-        body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-        lines = [line for line in body.splitlines() if r"\\ %" in line]
+        lines = [line for line in text.splitlines() if r"\\ %" in line]
         assert len(lines) == len(table.rows)
         for line, row in zip(lines, table.rows, strict=True):
             cells, comment = line.split(r"\\ %")
@@ -116,6 +115,15 @@ def test_overhead_stands_only_with_the_candidate_and_carries_the_serve_step(tabl
 def test_a_row_that_names_task_method_or_seed_keeps_only_their_steps() -> None:
     assert _statistic().rows[0].steps == ("train/mrpc/lora/final/seed-42", "train/mrpc/lora/final/seed-7", "baseline/mrpc")
     assert len(_statistic(rows=[["all tasks", "lora", 0.5]]).rows[0].steps) == 9, "what names no known task keeps all"
+
+
+def test_a_row_of_a_claim_cites_the_steps_of_its_task() -> None:
+    steps = ["train/mrpc/full/final/seed-42", "train/sst2/full/final/seed-42", "serve"]
+    rows = [["quality/mrpc", 1.0], ["quality/all", 1.0], ["overhead", 1.0]]
+    found = [row.steps for row in _statistic(columns=["claim", "p"], rows=rows, steps=steps).rows]
+    assert found == [(steps[0],), tuple(steps), ("serve",)]
+    alone = _statistic(columns=["claim", "p"], rows=[["quality/rte", None]], steps=steps).rows[0]
+    assert alone.steps == (), "a claim without runs does not borrow those of other tasks"
 
 
 def test_a_row_of_a_run_cites_that_run_and_a_row_of_two_methods_cites_both() -> None:
