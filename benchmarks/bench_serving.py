@@ -4,7 +4,8 @@
     python benchmarks/bench_serving.py --shape tiny --arms base,merged,adapters_2 --launches 1 --requests 8 --warmup 2 --batch-sizes 1,2
 
 Makes a TinyLlama-1.1B-shaped base (or takes `--model FOLDER`), a second set of full weights and one rank-8 q,v adapter a task, then runs
-the real serve step on them. Finished launches in `--out` are kept, so the command can be given again after an interruption.
+the real serve step on them. Finished launches in `--out` are kept, so the command can be given again after an interruption, and with more
+`--launches`. `serving_results.py` makes tables and figures of what is there.
 """
 
 import argparse
@@ -128,11 +129,20 @@ def main() -> None:
         save(folder, args.out)
 
     ctx = StepContext(folder, data, upstream, args.device, Printed(), told)
-    inputs = ServeInputs(model=model, serving=serving_spec(args), reference_method="full", candidate_method="lora")
+    spec = serving_spec(args)
+    asked = {"command": command(args), "model": args.model or f"{args.shape}, random weights", "serving": spec.model_dump(mode="json")}
+    (args.out / "asked.json").write_text(json.dumps(asked, indent=1))
+    inputs = ServeInputs(model=model, serving=spec, reference_method="full", candidate_method="lora")
     result = run_serve(inputs, ctx)
     save(folder, args.out)
     (args.out / "result.json").write_text(json.dumps({"outputs": result.outputs, "notes": result.notes}, indent=1))
     show(read_rows(args.out / "launches.jsonl"), result.notes)
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command with every option that changes a number."""
+    said = {k: v for k, v in vars(args).items() if k not in ("work", "out") and v != ""}
+    return "python benchmarks/bench_serving.py " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in said.items())
 
 
 def save(folder: Path, out: Path) -> None:

@@ -311,10 +311,31 @@ def _serve(root: Path, step: Step, study: Study, overhead: float, launches: int,
             row = {"arm": arm, "launch": launch, "order": len(rows), "model": "sprout-2m", "adapters": adapters, "max_loras": len(adapters)}
             row |= {"max_lora_rank": 8, "enforce_eager": True, "dtype": "float32", "ok": True, "error": None, "cold_start_s": 12.0}
             row |= {"engine_start_s": 4.0, "kv_blocks": 1000, "weight_bytes": 8_624_640, "versions": {"vllm": "0"}}
-            rows.append({**row, "compiled_during_inference": False, "cells": cells, "switching": [], "load_s": [0.01] * len(adapters)})
+            row |= {"lora_slot_bytes": 90_112 * len(adapters), "kv_block_tokens": 128, "device": "cpu", "load_s": [0.01] * len(adapters)}
+            switches = _switching(rng) if arm == "switching" else []
+            rows.append({**row, "compiled_during_inference": False, "cells": [] if switches else cells, "switching": switches})
     (folder / "launches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     checks = {"adapters": {t: {"differs_from_base": True, "max_abs_dlogprob_merged": 1e-5, "ok": True} for t in spec.two_adapters}}
     (folder / "correctness.json").write_text(json.dumps(checks))
+
+
+def _switching(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """40 ms a request; a switch adds 0.5 ms in a slot, 4 ms from memory, 20 ms from disk."""
+    found = []
+    for tier, n, cost in (("one adapter", 1, 0.0), ("resident", 2, 0.5), ("cpu cache", 3, 4.0), ("disk", 4, 20.0)):
+        for every in (1, 4, 16) if n > 2 else (1,):
+            added = cost * np.exp(0.05 * rng.standard_normal())
+            found.append(
+                {
+                    "tier": tier,
+                    "adapters": n,
+                    "switch_every": every,
+                    "ms_per_request": 40 + added / every,
+                    "added_ms": added,
+                    "gb_per_s": None,
+                }
+            )
+    return found
 
 
 def _cell(spec: ServingSpec, arm: str, batch: int, prompt: int, sampling: str, slow: float, rng: np.random.Generator) -> dict[str, Any]:

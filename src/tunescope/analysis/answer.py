@@ -10,7 +10,7 @@ from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import ARMS, NAMES, meaningless, weakest
+from .verdicts import NAMES, arm_name, meaningless, weakest
 
 PER_TASK = 10
 
@@ -106,7 +106,7 @@ def _plan_note(claim: Claim) -> str:
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
-    arm, baseline, limit = ARMS.get(spec.overhead_arm, spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
+    arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
     if overhead.estimate is None:
         first = f"Serving: the cost of {arm} against {baseline} has not been measured"
     else:

@@ -85,7 +85,7 @@ class Frames:
     noise: pd.DataFrame
     planned: tuple[str, ...] = ()
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """step id -> JSON artefacts by file name: drift_summary.json, correlations.json, correctness.json, launches.jsonl (a list)."""
+    """step id -> JSON artefacts by file name: drift_summary, correlations, correctness (.json), launches, open_loop (.jsonl: lists)."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """(step id, what could not be read)."""
     registration: dict[str, Any] | None = None
@@ -292,7 +292,9 @@ class _Reader:
             self.problems.append((step_id, f"{path.name} is missing"))
             return
         launches = list(_json_lines(path))
+        opened = path.with_name("open_loop.jsonl")  # only where the study asks for it
         self.documents.setdefault(step_id, {})["launches.jsonl"] = launches
+        self.documents[step_id]["open_loop.jsonl"] = list(_json_lines(opened)) if opened.is_file() else []
         engines = [{**{k: v for k, v in row.items() if k != "cells"}, "step_id": step_id} for row in launches]
         good = [row for row in launches if row.get("ok") and not row.get("compiled_during_inference")]
         cells = [

@@ -11,7 +11,7 @@ from tunescope.study.schema import Study
 from .crossed import TTest, t_test
 from .findings import Claim
 from .frames import Frames
-from .verdicts import ARMS, Decision, decide
+from .verdicts import Decision, arm_name, decide
 
 
 def launch_rows(frames: Frames) -> list[Row]:
@@ -35,8 +35,8 @@ def overhead_claim(frames: Frames, study: Study) -> Decision:
     claim = Claim(
         id="overhead", dimension="overhead", task=None,
         
-        statement=f"{ARMS.get(spec.overhead_arm, spec.overhead_arm)} cost at most {100 * spec.overhead_limit:g} % more time per token than "
-        f"{ARMS.get(spec.overhead_baseline_arm, spec.overhead_baseline_arm)}",
+        statement=f"{arm_name(spec.overhead_arm)} cost at most {100 * spec.overhead_limit:g} % more time per token than "
+        f"{arm_name(spec.overhead_baseline_arm)}",
         verdict="inconclusive", estimate=math.expm1(float(logs.mean())) if n else None,
         estimate_name=f"time per token of {spec.overhead_arm} / {spec.overhead_baseline_arm} - 1",
         interval=None if low is None or high is None else (math.expm1(low), math.expm1(high)), interval_level=0.90,

@@ -81,13 +81,16 @@ def _runs(frames: Frames, name: str) -> list[dict[str, Any]]:
 def deployment_results(frames: Frames, findings: Findings) -> dict[str, Any]:
     """`results/deployment_benchmark_results.json`: the claim, every cell, start-up and memory per arm, switching, checks."""
     documents = [frames.documents.get(step, {}) for step in frames.of_kind("serve")]
-    names = ("tie_check", "overhead", "overhead_scaling")
+    names = (
+        "tie_check", "overhead", "overhead_scaling", "overhead_surface", "merged_or_adapters", "serving_memory", "switching", "open_loop"
+    )  # fmt: skip
     body = {
         "claims": [c.model_dump(mode="json") for c in findings.claims if c.dimension == "overhead"],
         "formulas": {
             "ms_per_token": "time of a batch / output tokens of one request, prefill included",
             "ttft_ms": "first token - queued",
             "tpot_ms": "(end to end - TTFT) / (tokens - 1)",
+            "itl_ms": "gap between two tokens of one answer (open loop only)",
             "overhead": "ms_per_token of an arm / of the baseline arm - 1, geometric mean over launches",
         },
         "cells": [r.model_dump(mode="json") for r in findings.serving],

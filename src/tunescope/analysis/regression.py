@@ -1,5 +1,6 @@
 """A straight line with limits that survive unequal spread: OLS with HC3, Theil-Sen, lack of fit, and where the line meets a limit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,56 @@ def fit_line(x_n: Array, y_n: Array, level: float = 0.90) -> Line:
         theil_sen_slope=float(sen[0]), theil_sen_interval=(float(sen[2]), float(sen[3])),
         lack_of_fit_p=lack_of_fit(x, y, np.asarray(fit.fittedvalues)), level=level, df=int(fit.df_resid),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RepeatedFit:
+    """A linear model fitted to each of K repeats: mean coefficients (C,), their covariance (C, C) from the spread over repeats, df = K - 1.
+
+    For repeats that each measure all P points: errors shared by the points of one repeat are in the covariance, whatever their shape.
+    """
+
+    coefficients_C: Array
+    covariance_CC: Array
+    df: int
+    level: float
+    residuals_KP: Array
+
+    @property
+    def reach(self) -> float:
+        """The t quantile of the level."""
+        return float(stats.t.ppf((1 + self.level) / 2, self.df))
+
+    def estimate(self, weights_C: Array) -> tuple[float, float, float]:
+        """(value, low, high) of a linear combination of the coefficients."""
+        value = float(weights_C @ self.coefficients_C)
+        half = self.reach * math.sqrt(max(float(weights_C @ self.covariance_CC @ weights_C), 0.0))
+        return value, value - half, value + half
+
+    @property
+    def misfit_p(self) -> float | None:
+        """Bonferroni's p over points of t tests that the mean residual is 0; None when nothing varies or no point is left to err."""
+        k, p = self.residuals_KP.shape
+        mean, se = self.residuals_KP.mean(axis=0), self.residuals_KP.std(axis=0, ddof=1) / math.sqrt(k)
+        if p <= len(self.coefficients_C) or not (se > 1e-12).all():
+            return None
+        return float(min(1.0, p * (2 * stats.t.sf(np.abs(mean / se), k - 1)).min()))
+
+
+def fit_repeats(design_PC: Array, y_KP: Array, level: float = 0.90) -> RepeatedFit:
+    """Least squares in each repeat, then mean and t limits over repeats.
+
+    Raises:
+        ValueError: fewer than two repeats, or a design whose columns are not independent.
+
+    Source: the summary-measures approach to repeated data, Matthews, Altman, Campbell & Royston (1990), BMJ 300.
+    """
+    design, y = np.asarray(design_PC, dtype=np.float64), np.asarray(y_KP, dtype=np.float64)
+    if len(y) < 2 or np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError(f"{len(y)} repeats of {design.shape[0]} points cannot fit {design.shape[1]} coefficients with limits")
+    each_KC = y @ np.linalg.pinv(design).T
+    covariance = np.atleast_2d(np.cov(each_KC, rowvar=False)) / len(y)
+    return RepeatedFit(each_KC.mean(axis=0), covariance, len(y) - 1, level, y - each_KC @ design.T)
 
 
 def lack_of_fit(x_n: Array, y_n: Array, fitted_n: Array) -> float | None:

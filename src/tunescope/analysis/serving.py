@@ -1,9 +1,12 @@
 """Serving rows: medians over launches per cell, and each cell's time per token against the registered baseline arm."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from tunescope.serve.overhead import Row, cell_table, overhead_ratio
+import numpy as np
+
+from tunescope.serve.overhead import Row, cell_table, finished, overhead_ratio
 from tunescope.serve.scaling import summary
 from tunescope.study.schema import Study
 
@@ -32,6 +35,51 @@ def _row(line: dict[Any, Any], rows: list[Row], baseline: str, steps: list[str])
         latency_p99_ms=finite(line["latency_p99_ms"]), requests=int(line["requests"]), ratio_to_baseline=ratio.ratio if ratio else None,
         ratio_interval=ratio.interval if ratio and ratio.low is not None else None, note=line["note"], steps=steps,
     )  # fmt: skip
+
+
+def switching_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One row per tier and switching frequency: medians over launches, with the arm's load and unload times (ms)."""
+    mine = [r for r in finished(rows) if r.get("switching")]
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in mine:
+        for entry in row["switching"]:
+            groups.setdefault((entry["tier"], entry["switch_every"]), []).append(entry)
+    calls = {f"{what}_ms": _middle([1e3 * v for r in mine for v in r.get(f"{what}_s", [])]) for what in ("load", "unload")}
+    return [_switching_row(tier, every, entries) | calls for (tier, every), entries in groups.items()]
+
+
+def _switching_row(tier: str, every: int, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    added = np.array([e["added_ms"] for e in entries])
+    return {
+        "tier": tier, "switch_every": every, "adapters": entries[0]["adapters"], "launches": len(entries),
+        "ms_per_request": _middle([e["ms_per_request"] for e in entries]), "added_ms": float(np.median(added)),
+        "added_mad": float(np.median(np.abs(added - np.median(added)))),
+        "gb_per_s": _middle([e["gb_per_s"] for e in entries if e["gb_per_s"] is not None]),
+    }  # fmt: skip
+
+
+def _middle(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def open_loop_rows(frames: Frames) -> list[dict[str, Any]]:
+    """One row per arm and request rate of the open loop: medians over launches of each launch's percentiles, counts summed."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for step in frames.of_kind("serve"):
+        for row in frames.documents.get(step, {}).get("open_loop.jsonl", []):
+            for rate in row["rates"] if row["ok"] else []:
+                groups.setdefault((row["arm"], rate["request_rate"]), []).append(rate)
+    return [_open_row(arm, rate, found) for (arm, rate), found in sorted(groups.items())]
+
+
+def _open_row(arm: str, rate: float, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": arm, "request_rate": rate, "launches": len(found)}
+    row |= {name: sum(f[name] for f in found) for name in ("requests", "completed")} | {
+        "requests_per_s": _middle([f["requests_per_s"] for f in found])
+    }
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        row |= {f"{name}_p{q}_ms": _middle([f[f"{name}_ms"][i] for f in found]) for i, q in enumerate((50, 95, 99))}
+    return row
 
 
 def finite(value: float | None) -> float | None:

@@ -25,6 +25,7 @@ from .rows import baseline_rows, cost_rows, task_rows
 from .scores import paired_drift
 from .serving import serving_rows
 from .tables import Material, Table, plain
+from .tables_serving import serving_tables
 from .undecided import undecided_table
 from .verdicts import hypothesis
 
@@ -124,9 +125,7 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: 
         "frontier": tables_runs.frontier_table(m),
         "noise_floor": tables_runs.noise_table(m),
         **drift_tables(m),
-        "tie_check": tables_runs.tie_table(m),
-        "overhead": tables_runs.overhead_table(m),
-        "overhead_scaling": tables_runs.scaling_table(m),
+        **serving_tables(m),
         "training_settings": tables_runs.settings_table(m),
         "merge": tables_runs.merge_table(m),
         "rank_utilisation": tables_runs.rank_table(m),

@@ -1,22 +1,16 @@
-"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank, leakage, serving twins."""
+"""Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from tunescope.serve.arms import alternation
-from tunescope.serve.overhead import finished, overhead_ratio, tie_check
-
 from .correlate import correlations
-from .crossed import Interval
 from .effects import tukey
 from .findings import Missing
 from .frames import Frames
 from .frontier import RunPoint, frontier
-from .overhead import launch_rows, registered_cells
 from .scores import scalar, scalars
-from .serving import overhead_summary
 from .tables import Material, Table, table
 
 
@@ -193,55 +187,6 @@ def leakage_table(m: Material) -> Table:
             rows += [(task, pair, v.get("exact"), v.get("normalised")) for pair, v in found.items() if isinstance(v, dict)]
     columns = ("task", "splits", "exact duplicates", "normalised duplicates")
     return table("Duplicates between splits", columns, rows, "Counted and kept: the publishers' splits are used as they are.", steps)
-
-
-def tie_table(m: Material) -> Table:
-    """Arms of identical shape, which must tie."""
-    found = tie_check(launch_rows(m.frames))
-    rows = [(*pair["arms"], pair["launches"], pair["ratio"], *pair["interval"], pair["ties"]) for pair in found["pairs"]]
-    note = f"Twins that do not tie void the overhead claim; {found['note']}."
-    columns = ("arm", "against", "launches", "ratio", "99 % low", "99 % high", "tie")
-    return table("Serving arms of identical shape", columns, rows, note, m.frames.of_kind("serve"))
-
-
-def overhead_table(m: Material) -> Table:
-    """Every arm against the registered baseline arm over the registered cells, and in batches of 1."""
-    spec, launches, rows = m.study.analysis, launch_rows(m.frames), []
-    adapters = {row["arm"]: len(row["adapters"]) for row in finished(launches)}
-    for arm in adapters:
-        for cells in (registered_cells(m.study), [(1, spec.overhead_prompt_length, "greedy")]):
-            found = overhead_ratio(launches, arm, spec.overhead_baseline_arm, cells) if arm != spec.overhead_baseline_arm else None
-            if found is not None:
-                labels = "; ".join(text for c in cells if (text := alternation(adapters[arm], c[0])))
-                sizes = ", ".join(str(c[0]) for c in cells)
-                rows.append((arm, sizes, found.launches, found.ratio - 1, *_less_one(found.interval), labels))
-    columns = ("arm", "batch sizes", "launches", "overhead", "90 % low", "90 % high", "note")
-    note = f"Time per token over {spec.overhead_baseline_arm} less 1, prompts of {spec.overhead_prompt_length}, greedy."
-    return table("Overhead by arm", columns, rows, note, m.frames.of_kind("serve"))
-
-
-def _less_one(interval: Interval) -> Interval:
-    low, high = interval
-    return None if low is None else low - 1, None if high is None else high - 1
-
-
-def scaling_table(m: Material) -> Table:
-    """Overhead against the number of adapters, and where merging becomes cheaper."""
-    found = overhead_summary(m.frames, m.study)
-    model, even = found.get("model"), found.get("break_even")
-    rows: list[tuple[Any, ...]] = []
-    if model:
-        rows.append(("intercept (OLS, HC3)", model["intercept"], *model["intercept_interval"]))
-        rows.append(("slope per adapter (OLS, HC3)", model["slope"], *model["slope_interval"]))
-        rows.append(("slope per adapter (Theil-Sen)", model["theil_sen_slope"], *model["theil_sen_interval"]))
-        rows.append(("lack of fit, p", model["lack_of_fit_p"], None, None))
-    if even:
-        rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
-    where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. " if model else ""
-    note = where + " ".join(found.get("recommendations", []))
-    return table(
-        "Overhead against the number of adapters", ("what", "value", "90 % low", "90 % high"), rows, note, m.frames.of_kind("serve")
-    )
 
 
 def runs_table(m: Material, missing: list[Missing]) -> Table:

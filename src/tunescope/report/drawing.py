@@ -89,8 +89,9 @@ class Chart:
 
 
 def looks(k: int) -> tuple[str, str, Any]:
-    """(colour, marker, dash) number k."""
-    return PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)]
+    """(colour, marker, dash) number k; colours come again from the ninth on, each with another marker and dash."""
+    again = k + k // len(PALETTE)
+    return PALETTE[k % len(PALETTE)], MARKERS[again % len(MARKERS)], DASHES[again % len(DASHES)]
 
 
 @contextmanager

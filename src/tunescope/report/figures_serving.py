@@ -1,9 +1,10 @@
-"""Figures of serving: overhead over the baseline arm, and how time per token, throughput and latency scale with the batch."""
+"""Figures of serving: overhead over the baseline arm, speed against batch size, latency against throughput."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from tunescope.analysis.findings import ServingRow
 
@@ -29,7 +30,9 @@ def _arms(rows: Sequence[ServingRow], material: Material) -> list[str]:
 def overhead(material: Material) -> Chart:
     """Extra time per token of each arm over the baseline arm, by batch size, with the registered limit."""
     spec = material.study.analysis
+    # Several merged engines are no overhead over one: they have a table of their own.
     rows = [r for r in _rows(material) if r.ratio_to_baseline is not None and r.arm != spec.overhead_baseline_arm]
+    rows = [r for r in rows if not r.arm.startswith("merged_x")]
     if not rows:
         raise NoData(f"no serving cell can be compared with the {spec.overhead_baseline_arm} arm")
     sizes, arms = sorted({r.batch_size for r in rows}), _arms(rows, material)
@@ -93,6 +96,41 @@ def scaling(material: Material) -> Chart:
         "deviation; bars of latency: p50 to p99 of requests."
     )
     return Chart("serving_scaling", "Serving speed against batch size", caption, f"{alt}.", _steps(rows), figure)
+
+
+def latency_throughput(material: Material) -> Chart:
+    """Request latency against throughput, a line per arm through its batch sizes."""
+    rows = [r for r in _rows(material) if r.latency_p50_ms]
+    if not rows:
+        raise NoData("no serving cell has request latencies")
+    figure, (ax,) = panels([""], height=3.4)
+    arms = _arms(rows, material)
+    for k, arm in enumerate(arms):
+        colour, marker, dash = looks(k)
+        mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
+        x, y = [r.tokens_per_s_median for r in mine], [float(r.latency_p50_ms or 0) for r in mine]
+        ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=4, lw=1, label=arm_name(arm))
+        for r, here, there in zip(mine, x, y, strict=True) if arm == arms[0] else ():
+            ax.annotate(f"{r.batch_size}", (here, there), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=colour)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.grid(axis="both", which="major")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if str(f"{v:.0e}")[0] in "25" else ""))
+        axis.set_tick_params(which="minor", labelsize=7)
+    ax.set_xlabel("throughput (output tokens per s)")
+    ax.set_ylabel("request latency p50 (ms)")
+    legend_below(figure, ax, 4)
+    alt = "; ".join(
+        f"{arm_name(r.arm)} batch {r.batch_size}: {decimals(r.tokens_per_s_median, 0)} tokens/s at {decimals(r.latency_p50_ms, 0)} ms"
+        for r in rows
+    )
+    caption = (
+        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers on the first line are "
+        "batch sizes. Lower and further right is better."
+    )
+    return Chart("latency_throughput", "Latency against throughput", caption, f"{alt}.", _steps(rows), figure)
 
 
 def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], k: int) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from tunescope.analysis.verdicts import ARMS, NAMES
+from tunescope.analysis.verdicts import NAMES
+from tunescope.analysis.verdicts import arm_name as arm_name
 
 NONE = "–"
 MINUS = "−"
@@ -18,11 +19,6 @@ METRICS = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match"}
 def task_name(task: str | None) -> str:
     """The name a task is known by; `all tasks` for None."""
     return "all tasks" if task is None else NAMES.get(task, task)
-
-
-def arm_name(arm: str) -> str:
-    """A serving arm in words."""
-    return ARMS.get(arm, arm)
 
 
 def metric_name(name: str) -> str:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,12 +131,3 @@ def versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
-
-
-def read_log(path: str | None, start: int = 0) -> str:
-    """What the launch and its engine have written to the log since byte `start`."""
-    if path is None or not Path(path).is_file():
-        return ""
-    with open(path, "rb") as log:
-        log.seek(start)
-        return log.read().decode(errors="replace")

@@ -49,8 +49,8 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Start the engine of a launch, check it, warm it, time it; returns the launch's row."""
     started, imports = spec["started"], time.monotonic()
     gc.disable()  # collecting while modules pile up is a fifth of the import time
-    from .engine import VllmEngine, read_log  # imports vLLM: 6 to 8 s on two slow cores
-    from .measure import check_adapters, compilation, time_loading, time_unloading, warm
+    from .engine import VllmEngine  # imports vLLM: 6 to 8 s on two slow cores
+    from .measure import check_adapters, compilation, read_log, time_loading, time_unloading, warm
 
     gc.enable()
     ready = time.monotonic()

@@ -179,11 +179,15 @@ class Session:
         }
 
     def digest(self, told: dict[str, Any], made: "Materials") -> str:
-        """Identity of an arm's launches: what the child is told, with files by content instead of by path."""
+        """Identity of an arm's launches: what the child is told, with files by content instead of by path, and the GPU's name.
+
+        Times of two kinds of GPU are never mixed in one cell: on another one, every launch is made anew.
+        """
         from .prepare import folder_sha256
 
         content = {
             "vllm": self.version,
+            "gpu": [line.split(",")[0] for line in machine_state(self.ctx.device).get("gpu", [])],
             "model": folder_sha256(Path(told["model"])),
             "adapters": [{"name": a["name"], "sha256": folder_sha256(Path(a["path"]))} for a in told["adapters"]],
             "prompts": fingerprint(json.loads(made.prompts.read_text())),

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ Prompt = Sequence[int]
 PERCENTILES = (50, 95, 99)
 COMPILING = re.compile(r"during inference|Compiling a graph|Triton autotuning|Autotuning kernel", re.IGNORECASE)
 """Log lines of compilation. vLLM's JIT monitor writes `… during inference: …` after its own warm-up."""
-SWITCH_EVERY = (1, 4)
+SWITCH_EVERY = (1, 4, 16)
 """Requests between two adapter switches."""
 
 
@@ -189,7 +190,7 @@ def _switch_tier(engine: Engine, names: Sequence[str], every: int, pool: Sequenc
     for name in names:
         engine.generate([pool[0]], tokens, "greedy", [name])
     latencies, switched = [], []
-    for i in range(max(requests, 2 * every * len(names))):
+    for i in range(max(requests, every * len(names))):
         start = time.perf_counter()
         engine.generate([pool[i % len(pool)]], tokens, "greedy", [names[i // every % len(names)]])
         latencies.append((time.perf_counter() - start) * 1e3)
@@ -201,6 +202,15 @@ def _switch_tier(engine: Engine, names: Sequence[str], every: int, pool: Sequenc
         "ms_per_switched_request": float(np.median(switched)),
         "latency_ms": percentiles(latencies),
     }
+
+
+def read_log(path: str | None, start: int = 0) -> str:
+    """What the launch and its engine have written to the log since byte `start`."""
+    if path is None or not Path(path).is_file():
+        return ""
+    with open(path, "rb") as log:
+        log.seek(start)
+        return log.read().decode(errors="replace")
 
 
 def compilation(log: str) -> str | None:

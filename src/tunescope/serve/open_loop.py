@@ -14,17 +14,19 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .launch import die_with_parent, prepare_environment, write_row
+from .measure import compilation, read_log
 from .session import tail
 
-VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+VLLM = [sys.executable, "-m", "tunescope.serve.vllm_cli"]
 METRICS = ("ttft", "tpot", "itl", "e2el")
 """As the client names them: time to first token, time per output token after the first, inter-token latency, end-to-end latency."""
 PERCENTILES = (50, 95, 99)
-WARM_TOKENS = 8
+WARM_TOKENS, WARM_TOGETHER = 8, 16
 _MODEL = "served-base"
 
 
@@ -38,12 +40,17 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     names = [a["name"] for a in spec["adapters"]]
     prompt = json.loads(Path(spec["prompts"]).read_text())["asks"][0]
     effects = check_adapters(url, prompt, names, spec["minimum_difference"])
-    rates = []
+    warm(url, [prompt[i % len(prompt)] for i in range(spec["prompt_length"])], names or [_MODEL], spec["warmup_calls"])
+    position, rates = os.path.getsize(log), []
     for rate in spec["request_rates"]:
         subprocess.run(client_command(spec, port, rate), check=True, stdin=subprocess.DEVNULL)
         found = json.loads((Path(spec["result"]).parent / result_name(rate)).read_text())
         rates.append(rate_row(rate, found, spec["requests"]))
-    return {"ok": True, "error": None, "cold_start_s": cold_start, "adapter_effects": effects, "rates": rates}
+    compiled = compilation(read_log(str(log), position))
+    row = {"cold_start_s": cold_start, "adapter_effects": effects, "rates": rates, "compiled_during_inference": compiled is not None}
+    if compiled is not None:
+        return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}
+    return row | {"ok": True, "error": None}
 
 
 def free_port() -> int:
@@ -151,6 +158,13 @@ def check_adapters(url: str, prompt: Sequence[int], names: Sequence[str], minimu
         if not effects[name] > minimum:
             raise RuntimeError(f"adapter '{name}' answers like the base model (within {effects[name]:.2g} nats): not applied")
     return {name: min(value, 1e9) for name, value in effects.items()}  # JSON has no infinity: another token altogether
+
+
+def warm(url: str, prompt: Sequence[int], models: Sequence[str], calls: int) -> None:
+    """At least `calls` requests, many at once, the models in turn: the bench client warms only the base."""
+    asked = [models[i % len(models)] for i in range(max(calls, len(models)))]
+    with ThreadPoolExecutor(WARM_TOGETHER) as pool:
+        list(pool.map(lambda model: greedy(url, model, prompt), asked))
 
 
 def greedy(url: str, model: str, prompt: Sequence[int]) -> list[tuple[str, float]]:

@@ -11,7 +11,9 @@ import numpy as np
 from tunescope.analysis.regression import Line, fit_line
 from tunescope.analysis.regression import break_even as line_break_even
 
+from .merging import choices, memory_table
 from .overhead import Cell, Row, common_cells, finished, log_ratios, overhead_ratio, tie_check
+from .surface import surface
 
 _SIDE_BY_SIDE = re.compile(r"adapters_(\d+)")
 
@@ -113,7 +115,7 @@ def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: b
         said += _advice(rows, arm, baseline, limit, min_launches)
     model = overhead_model(rows, baseline)
     said += [break_even(model, limit).text] if model is not None else []
-    return said + _memory_advice(rows)
+    return said + [choice.text for choice in choices(rows)] + _memory_advice(rows)
 
 
 def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_launches: int) -> list[str]:
@@ -124,7 +126,7 @@ def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_laun
         return []
     batches = sorted({c[0] for c in cells})
     where = f"batches of {', '.join(map(str, batches))}, {estimate.launches} launches"
-    measured = f"{n} adapters side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
+    measured = f"{n} adapter{'s' if n > 1 else ''} side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
     if estimate.low is None or estimate.high is None or estimate.launches < min_launches:
         return [f"{measured}: a first look; {min_launches} launches are needed to decide about a limit of {limit:.0%}."]
     limits = f"{estimate.level:.0%} interval {estimate.low:.2f} to {estimate.high:.2f}"
@@ -136,6 +138,8 @@ def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_laun
 
 
 def _memory_advice(rows: Sequence[Row]) -> list[str]:
+    if any(c.measure == "weights" for c in choices(rows)):
+        return []  # measured with merged engines side by side, and told by them
     merged = next((r for r in finished(rows, "merged") if r.get("weight_bytes")), None)
     if merged is None:
         return []
@@ -153,6 +157,8 @@ def summary(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, bas
     found: dict[str, Any] = {"tie_check": tie_check(rows), "model": _plain(model), "break_even": None}
     if model is not None:
         found["break_even"] = _plain(break_even(model, limit))
+    joint = surface(rows, baseline)
+    found |= {"surface": joint.plain() if joint else None, "choices": [_plain(c) for c in choices(rows)], "memory": memory_table(rows)}
     return found | {"recommendations": recommendations(rows, limit, min_launches, cpu, baseline)}
 
 

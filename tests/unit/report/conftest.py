@@ -40,7 +40,10 @@ def simulate(root: Path, **planted: object) -> tuple[Study, Frames, Findings]:
     study = small_study(
         tasks={"sst2": TaskSpec(max_length=512), "squad_v2": TaskSpec(max_length=768)},
         serving=ServingSpec(
-            arms=("base", "full", "merged", "lora_idle", "adapters_2"), batch_sizes=(1, 2, 4), prompt_lengths=(128,), sampling=("greedy",)
+            arms=("base", "full", "merged", "lora_idle", "adapters_2", "adapters_4", "switching"),
+            batch_sizes=(1, 2, 4),
+            prompt_lengths=(128,),
+            sampling=("greedy",),
         ),
         analysis=AnalysisSpec(overhead_batch_sizes=(2, 4), overhead_prompt_length=128, bootstrap_draws=50, permutation_draws=99),
     )

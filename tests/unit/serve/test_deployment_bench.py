@@ -262,3 +262,16 @@ def test_a_build_for_another_device_or_too_old_is_refused(monkeypatch):
 def test_asking_for_vllm_does_not_import_it():
     before = "vllm" in sys.modules
     assert isinstance(vllm_available(), bool) and ("vllm" in sys.modules) is before
+
+
+def test_launches_of_another_kind_of_gpu_are_not_mixed_in(fakes, monkeypatch):
+    def gpu(name):
+        monkeypatch.setattr(launches, "machine_state", lambda device: {"gpu": [f"{name}, 570.1, 1980 MHz, 40"]})
+
+    gpu("NVIDIA H100")
+    fakes.run()
+    fakes.run()
+    assert len(fakes.commands) == 6  # the second call finds all six
+    gpu("NVIDIA H200")
+    fakes.run()
+    assert len(fakes.commands) == 12 and len(fakes.rows) == 6

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -67,27 +67,74 @@ def served():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.asked.append((asked["model"], len(asked["prompt"])))
             token, value = answers[asked["model"]]
             body = json.dumps({"choices": [{"logprobs": {"tokens": [token] * 8, "token_logprobs": [value] * 8}}]}).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
 
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
         def log_message(self, *args):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     server.server_close()
 
 
+def address(server):
+    return f"http://127.0.0.1:{server.server_port}"
+
+
 def test_adapters_that_do_something_pass_and_one_that_does_not_is_named(served):
-    effects = open_loop.check_adapters(served, [1, 2], ["other", "words"], 0.01)
+    effects = open_loop.check_adapters(address(served), [1, 2], ["other", "words"], 0.01)
     assert effects == {"other": 1.0, "words": 1e9}
     with pytest.raises(RuntimeError, match="'same' answers like the base"):
-        open_loop.check_adapters(served, [1, 2], ["other", "same"], 0.01)
+        open_loop.check_adapters(address(served), [1, 2], ["other", "same"], 0.01)
+
+
+def test_every_adapter_is_warmed_in_turn_with_prompts_of_the_asked_length(served):
+    open_loop.warm(address(served), [1] * 7, ["same", "other"], 5)
+    assert sorted(served.asked) == [("other", 7)] * 2 + [("same", 7)] * 3
+
+
+@pytest.fixture
+def stand_in(served, tmp_path, monkeypatch):
+    """A launch around the small server; the client of the second argument's place is a script that may write to the log."""
+
+    def launch(said):
+        log, prompts = tmp_path / "log.txt", tmp_path / "prompts.json"
+        log.write_text("Compiling a graph during start-up\n")  # before the requests: allowed
+        prompts.write_text(json.dumps({"asks": [[1, 2, 3]]}))
+        figures = {"completed": 3, "duration": 1.0, "request_throughput": 3.0, "output_throughput": 9.0}
+        figures |= {f"p{p}_{m}_ms": 1.0 for p in (50, 95, 99) for m in open_loop.METRICS}
+        (tmp_path / "figures.json").write_text(json.dumps(figures))
+        script = f"import shutil; shutil.copy({str(tmp_path / 'figures.json')!r}, {str(tmp_path / 'rate-2.json')!r}); "
+        script += f"open({str(log)!r}, 'a').write({said!r})"
+        monkeypatch.setattr(open_loop, "free_port", lambda: served.server_port)
+        monkeypatch.setattr(open_loop, "serve_command", lambda spec, port: [sys.executable, "-c", "import time; time.sleep(5)"])
+        monkeypatch.setattr(open_loop, "client_command", lambda spec, port, rate: [sys.executable, "-c", script])
+        spec = SPEC | {"log": str(log), "prompts": str(prompts), "result": str(tmp_path / "row.json"), "request_rates": [2.0]}
+        return open_loop.run(spec | {"ready_timeout_s": 5, "minimum_difference": 0.01, "warmup_calls": 2, "requests": 3})
+
+    return launch
+
+
+def test_a_launch_that_compiles_under_the_client_is_rejected(stand_in):
+    row = stand_in("INFO Compiling a graph for dynamic shape\n")
+    assert not row["ok"] and "compiled during inference" in row["error"] and row["compiled_during_inference"]
+
+
+def test_compilation_before_the_requests_is_no_ground_to_reject(stand_in):
+    row = stand_in("INFO all quiet\n")
+    assert row["ok"] and row["rates"][0]["completed"] == 3 and row["compiled_during_inference"] is False
 
 
 def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):

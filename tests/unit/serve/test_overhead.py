@@ -112,3 +112,10 @@ def test_a_precise_but_tiny_difference_still_ties():
 
 def test_without_repeats_there_is_no_tie_check():
     assert tie_check(session({"base": [2.0], "full": [9.0]}))["ok"] is None
+
+
+def test_a_tie_is_shown_only_by_a_narrow_interval():
+    rng = np.random.default_rng(1)
+    narrow, wide = ({a: list(2 * np.exp(rng.normal(0, sd, 6))) for a in ("base", "merged")} for sd in (0.005, 0.3))
+    assert [(p["ties"], p["shown"]) for p in tie_check(session(narrow))["pairs"]] == [(True, True)]
+    assert [(p["ties"], p["shown"]) for p in tie_check(session(wide))["pairs"]] == [(True, False)]

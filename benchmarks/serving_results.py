@@ -1,0 +1,136 @@
+"""Tables and figures of what bench_serving.py has measured so far, as a folder to publish; runs where no GPU is.
+
+    python benchmarks/serving_results.py runs/bench_serving/out --to docs/results/serving-h100
+
+Reads launches.jsonl, open_loop.jsonl, correctness.json and asked.json of the benchmark's folder. Writes the finished launches, every cell
+as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: repeat it after more launches.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tunescope.analysis.findings import Findings
+from tunescope.analysis.frames import Frames, collect
+from tunescope.analysis.overhead import launch_rows
+from tunescope.analysis.serving import overhead_summary, serving_rows
+from tunescope.analysis.tables import Material as Tabled
+from tunescope.analysis.tables_serving import serving_tables
+from tunescope.report.drawing import Material, NoData, save, style
+from tunescope.report.figures import FIGURES
+from tunescope.report.tables import serving_table
+from tunescope.report.tables_statistics import statistics_tables
+from tunescope.report.tabular import Table
+from tunescope.serve.session import read_rows
+from tunescope.study.load import load_study
+from tunescope.study.schema import ModelSpec, ServingSpec, Study
+
+DRAWN = ("overhead", "overhead_adapters", "serving_scaling", "latency_throughput", "serving_memory", "switching")
+STEP = "serve"
+
+
+def study_of(asked: dict[str, Any]) -> Study:
+    """The registered analysis of the plan around the benchmark's own grid."""
+    plan = load_study("lora_vs_full").study
+    spec = ServingSpec.model_validate(asked["serving"])
+    return plan.model_copy(update={"serving": spec, "model": ModelSpec(name=asked["model"])})
+
+
+def frames_of(out: Path, study: Study, scratch: Path) -> Frames:
+    """The launches as the frames of a store with one serve step."""
+    folder = scratch / "steps" / STEP
+    folder.mkdir(parents=True)
+    for name in ("launches.jsonl", "open_loop.jsonl"):
+        good = [row for row in read_rows(out / name) if row["ok"]]
+        if good or name == "launches.jsonl":
+            (folder / name).write_text("".join(json.dumps(row) + "\n" for row in good))
+    if (out / "correctness.json").is_file():
+        (folder / "correctness.json").write_text((out / "correctness.json").read_text())
+    rows = read_rows(folder / "launches.jsonl")
+    outputs = {"cpu_figures": any(r["device"] == "cpu" for r in rows), "eager": any(r["enforce_eager"] for r in rows)}
+    (folder / "step.json").write_text(json.dumps({"id": STEP, "inputs": {"kind": "serve"}}))
+    (folder / "result.json").write_text(json.dumps({"outputs": outputs, "metrics": [], "resources": [], "notes": []}))
+    return collect(scratch, study, [SimpleNamespace(id=STEP)])
+
+
+def publish(out: Path, to: Path) -> None:
+    """Write the folder."""
+    asked = json.loads((out / "asked.json").read_text())
+    study = study_of(asked)
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        frames = frames_of(out, study, Path(scratch))
+    findings = Findings.model_construct(serving=serving_rows(frames, study))
+    for name in ("launches.jsonl", "open_loop.jsonl"):
+        rows = frames.documents[STEP][name]
+        if rows:
+            (to / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = draw(Material(findings, frames, study), to)
+    tables = [serving_table(findings.serving), *statistics_tables(serving_tables(Tabled(frames, study, [], [], [], ())))]
+    tables[0].data.to_csv(to / "cells.csv", index=False)
+    (to / "README.md").write_text(page(asked, frames, study, figures, tables))
+
+
+def draw(material: Material, to: Path) -> list[str]:
+    """Markdown of every figure that has data."""
+    found = []
+    with style():
+        for name in DRAWN:
+            try:
+                chart = save(FIGURES[name](material), to)
+            except NoData as reason:
+                found.append(f"*{name} is not drawn: {reason}.*")
+                continue
+            (to / f"{name}.pdf").unlink(missing_ok=True)
+            found.append(f"## {chart.title}\n\n![{chart.title}]({name}.png)\n\n{chart.caption}")
+    return found
+
+
+def page(asked: dict[str, Any], frames: Frames, study: Study, figures: list[str], tables: list[Table]) -> str:
+    """README.md of the folder."""
+    rows = launch_rows(frames)
+    per_arm = {arm: sum(r["arm"] == arm for r in rows) for arm in dict.fromkeys(r["arm"] for r in rows)}
+    wanted = asked["serving"]["launches"]
+    short = {arm: per_arm.get(arm, 0) for arm in asked["serving"]["arms"] if per_arm.get(arm, 0) < wanted}
+    said = [f"# Serving benchmark: {asked['model']}", f"```bash\n{asked['command']}\n```", machine(rows)]
+    said.append(f"{sum(per_arm.values())} launches of {len(per_arm)} arms; one launch is one sample.")
+    said += [f"**Fewer launches than the {wanted} asked for:** {', '.join(f'{a} {n}' for a, n in short.items())}."] if short else []
+    said += ["## What it says", *(f"- {line}" for line in overhead_summary(frames, study).get("recommendations", []))]
+    return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
+
+
+def machine(rows: list[dict[str, Any]]) -> str:
+    """Device, versions, settings and clocks that the launches recorded."""
+    first = rows[0]
+    gpus = sorted({line.split(",")[0] for r in rows for line in r["machine"]["before"].get("gpu", [])}) or ["CPU"]
+    versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
+    clocks = sorted({line.split(",")[2].strip() for r in rows for line in r["machine"]["after"].get("gpu", [])})
+    text = f"{', '.join(gpus)}; {versions}; {first['dtype']}, {'eager' if first['enforce_eager'] else 'graphs'}, max_num_seqs "
+    text += f"{first['max_num_seqs']}, max_model_len {first['max_model_len']}"
+    text += f", gpu_memory_utilization {first['gpu_memory_utilization']}." if first["gpu_memory_utilization"] else "."
+    return text + (f" SM clock after a launch: {clocks[0]} to {clocks[-1]}." if clocks else " CPU figures say nothing about a GPU.")
+
+
+def markdown(table: Table) -> str:
+    """A table with its note; columns of dashes are left out by the table itself."""
+    head = f"| {' | '.join(table.columns)} |\n|{'---|' * len(table.columns)}"
+    body = "\n".join(f"| {' | '.join(c.replace('|', '/') for c in row.cells)} |" for row in table.rows)
+    return f"## {table.title}\n\n{head}\n{body}\n\n{table.note}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the benchmark's --out folder")
+    parser.add_argument("--to", type=Path, required=True, help="the folder to publish, e.g. docs/results/serving-h100")
+    args = parser.parse_args()
+    if not (args.out / "asked.json").is_file() or not read_rows(args.out / "launches.jsonl"):
+        parser.error(f"{args.out} holds no asked.json with launches.jsonl: give the --out folder of bench_serving.py")
+    publish(args.out, args.to)
+    print(f"{args.to / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

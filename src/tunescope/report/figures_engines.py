@@ -1,0 +1,161 @@
+"""Figures of serving adapters side by side: overhead against their number, memory, and the cost of switching."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from tunescope.analysis.overhead import launch_rows
+from tunescope.analysis.serving import switching_rows
+from tunescope.serve.merging import memory_table
+from tunescope.serve.scaling import BreakEven, OverheadModel, break_even, overhead_model
+
+from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
+from .wording import arm_name, decimals, percent
+
+MIB = 2**20
+
+
+def overhead_adapters(material: Material) -> Chart:
+    """Overhead of each launch against the number of adapters, the fitted line with its band, and the break-even."""
+    spec = material.study.analysis
+    model = overhead_model(launch_rows(material.frames), spec.overhead_baseline_arm)
+    if model is None:
+        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and three points")
+    even = break_even(model, spec.overhead_limit)
+    figure, (ax,) = panels([""], height=3.2)
+    _line(ax, model)
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.axhline(spec.overhead_limit, color=PALETTE[0], ls=(0, (4, 2)), lw=1.2, label=f"limit {percent(spec.overhead_limit, 0)}")
+    _mark(ax, model, even)
+    ax.set_xlabel("adapters side by side")
+    ax.set_ylabel(f"time per token over {arm_name(spec.overhead_baseline_arm)}")
+    ax.set_xticks(sorted({n for n, _ in model.points}))
+    percent_axis(ax)
+    legend_below(figure, ax, 4)
+    batches = ", ".join(map(str, sorted({c[0] for c in model.cells})))
+    caption = (
+        f"One point a launch, mean over batches of {batches}; line: intercept and slope by least squares with its pointwise "
+        f"{model.level:.0%} band (HC3). {even.text}"
+    )
+    alt = (
+        f"Overhead = {percent(model.intercept)} + {percent(model.slope)} an adapter ({percent(model.slope_interval[0])} to "
+        f"{percent(model.slope_interval[1])}), {model.fitted_range[0]} to {model.fitted_range[1]} adapters. {even.text}"
+    )
+    steps = tuple(material.frames.of_kind("serve"))
+    return Chart("overhead_adapters", "Overhead against the number of adapters", caption, alt, steps, figure)
+
+
+def _line(ax: Axes, model: OverheadModel) -> None:
+    from scipy import stats
+
+    low, high = model.fitted_range
+    colour, marker, _ = looks(1)
+    counts = np.array([n for n, _ in model.points], float)
+    # Launches of one number of adapters side by side, in a fixed order, so that they can be told.
+    aside = np.concatenate([np.linspace(-0.05, 0.05, int(c)) for c in np.unique(counts, return_counts=True)[1]]) * (high - low) * 0.4
+    ax.plot(counts + aside, [y for _, y in model.points], marker, color=colour, ms=4, alpha=0.55, ls="", mew=0, label="one launch")
+    x = np.linspace(low, high, 50)
+    y, v = model.intercept + model.slope * x, np.array(model.covariance)
+    half = float(stats.t.ppf((1 + model.level) / 2, model.df)) * np.sqrt(np.maximum(v[0, 0] + 2 * x * v[0, 1] + x**2 * v[1, 1], 0))
+    ax.plot(x, y, color=colour, lw=1.6, label="fitted line")
+    ax.fill_between(x, y - half, y + half, color=colour, alpha=0.18, lw=0, label=f"{model.level:.0%} band")
+
+
+def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
+    """The break-even, where it lies within what was measured."""
+    if even.adapters is None or even.low is None or even.high is None or even.extrapolated:
+        return
+    low, high = max(even.low, model.fitted_range[0]), min(even.high, model.fitted_range[1])
+    reach = [[even.adapters - low], [high - even.adapters]]
+    ax.errorbar([even.adapters], [even.limit], xerr=reach, fmt="D", color=INK, ms=5, label="break-even")
+
+
+def memory(material: Material) -> Chart:
+    """Weights with slots, what slots add, and cache, against the number of models served."""
+    lines = memory_table(launch_rows(material.frames))
+    if not any(line["max_loras"] for line in lines):
+        raise NoData("no launch with adapters has said what its engine holds")
+    shown = [(title, key, unit) for title, key, unit in _HELD if any(line[key] is not None for line in lines)]
+    figure, axes = panels([title for title, _, _ in shown], height=2.9)
+    for ax, (_, key, unit) in zip(axes, shown, strict=True):
+        _held(ax, lines, key, unit)
+    legend_below(figure, axes, 4)
+    each = "; ".join(
+        f"{arm_name(x['arm'])} {decimals(x['bytes_per_slot'] / MIB, 2)} MiB a slot" for x in lines if x["bytes_per_slot"] is not None
+    )
+    alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 1)} MiB" for x in lines)
+    caption = (
+        "Medians over launches, as the engine reports them, against merged engines or adapter slots; slots are set aside before any "
+        f"adapter is loaded. {'' if len(shown) == len(_HELD) else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
+    )
+    return Chart("serving_memory", "Memory by number of models served", caption, f"{alt}.", tuple(material.frames.of_kind("serve")), figure)
+
+
+_HELD = (
+    ("Weights and slots (MiB)", "weights_and_slots", MIB),
+    ("Each slot (MiB)", "bytes_per_slot", MIB),
+    ("Cache left (k tokens)", "cache_tokens", 1e3),
+)
+
+
+def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> None:
+    """One panel: a quantity against the number of models served, a line per way of serving."""
+    for k, (label, mine) in enumerate(_families(lines)):
+        colour, marker, dash = looks(k)
+        known = [(x, line[key] / unit) for x, line in mine if line[key] is not None]
+        if known:
+            ax.plot(*zip(*known, strict=True), color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
+    ticks = sorted({x for _, mine in _families(lines) for x, _ in mine})
+    ax.set_xlabel("models served")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None))
+
+
+def _families(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
+    """(label, [(models served, memory line)]) of the lines of the figure."""
+    plain = [x for x in lines if x["max_loras"] and "_narrow" not in x["arm"] and x["arm"] != "switching"]
+    groups = {
+        "merged engines": [(x["engines"], x) for x in lines if x["arm"] == "merged" or x["arm"].startswith("merged_x")],
+        "one engine, all layers wrapped": [(x["max_loras"], x) for x in plain],
+        "one engine, only the adapters' modules": [(x["max_loras"], x) for x in lines if "_narrow" in x["arm"]],
+    }
+    return [(label, sorted(mine, key=lambda m: m[0])) for label, mine in groups.items() if mine]
+
+
+def switching(material: Material) -> Chart:
+    """Mean time of a request against the number of requests between switches, a line per tier."""
+    rows = switching_rows(launch_rows(material.frames))
+    if not rows:
+        raise NoData("no switching launch is finished yet (arm `switching`)")
+    figure, (ax,) = panels([""], height=3)
+    for k, tier in enumerate(dict.fromkeys(r["tier"] for r in rows)):
+        colour, marker, dash = looks(k)
+        mine = sorted((r for r in rows if r["tier"] == tier), key=lambda r: r["switch_every"])
+        if tier == "one adapter":
+            ax.axhline(mine[0]["ms_per_request"], color=MUTED, lw=1, ls=(0, (4, 2)), label="one adapter, no switch")
+            continue
+        label = f"{tier} ({mine[0]['adapters']} adapters)"
+        x, y = [r["switch_every"] for r in mine], [r["ms_per_request"] for r in mine]
+        ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
+    every = sorted({r["switch_every"] for r in rows})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(every, [str(e) for e in every])
+    ax.minorticks_off()
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("requests between two switches")
+    ax.set_ylabel("mean time of a request (ms)")
+    legend_below(figure, ax, 4)
+    said = [
+        f"{r['tier']}, every {r['switch_every']}: {decimals(r['added_ms'], 2)} ms added to a switching request"
+        for r in rows
+        if r["tier"] != "one adapter"
+    ]
+    caption = (
+        "Requests one at a time, 8 output tokens; medians over launches. Resident: the adapter is in a slot; cpu cache: copied from memory "
+        "at every switch; disk: read again at every switch."
+    )
+    return Chart("switching", "Cost of switching adapters", caption, f"{'; '.join(said)}.", tuple(material.frames.of_kind("serve")), figure)
