@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from tunescope import tracking
+from tunescope import tracking_services
 from tunescope.checks import training
 from tunescope.checks.bench import Bench
 from tunescope.checks.outcome import timed
@@ -181,14 +181,14 @@ def test_wandb_is_read_back(tmp_path):
 
 
 def test_a_record_lost_on_the_way_to_wandb_fails(tmp_path, monkeypatch):
-    put, sent = tracking._Wandb.put, []
+    put, sent = tracking_services.Wandb.put, []
 
     def lossy(self, action):
         sent.append(action)
         if len(sent) != 3:
             put(self, action)
 
-    monkeypatch.setattr(tracking._Wandb, "put", lossy)
+    monkeypatch.setattr(tracking_services.Wandb, "put", lossy)
     check = training.wandb_logging(tmp_path / "wandb-check")
     assert check.status == "FAIL" and "the offline W&B run holds [3.0, 2.0]" in check.found
 
