@@ -41,12 +41,13 @@ def fit_line(x_n: Array, y_n: Array, level: float = 0.90) -> Line:
 
     Source: MacKinnon & White (1985) for HC3; Sen (1968) for the slope's limits.
     """
-    import statsmodels.api as sm  # costs about a second to import
+    from statsmodels.regression.linear_model import OLS  # a third of a second to import; statsmodels.api brings figures too
+    from statsmodels.tools.tools import add_constant
 
     x, y = np.asarray(x_n, dtype=np.float64), np.asarray(y_n, dtype=np.float64)
     if len(x) < 3 or len(np.unique(x)) < 2:
         raise ValueError(f"a line with limits needs three points at two different x, got x = {x.tolist()}")
-    fit = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3", use_t=True)
+    fit = OLS(y, add_constant(x)).fit(cov_type="HC3", use_t=True)
     limits, sen, covariance = fit.conf_int(alpha=1 - level), stats.theilslopes(y, x, alpha=level), np.asarray(fit.cov_params())
     return Line(
         intercept=float(fit.params[0]), slope=float(fit.params[1]),

@@ -131,6 +131,8 @@ def common_ids(frames: Frames, steps: Sequence[str]) -> tuple[tuple[str, ...], t
     if not steps or any(s not in frames.scored for s in steps):
         return (), ()
     per_step = [frames.scored[s].index for s in steps]
+    if all(ids.equals(per_step[0]) for ids in per_step[1:]):
+        return tuple(per_step[0]), ()
     common = set(per_step[0]).intersection(*per_step[1:])
     lost = max(len(ids) for ids in per_step) - len(common)
     notes = (f"{lost} test examples were not scored by every run and are left out",) if lost else ()

@@ -112,7 +112,7 @@ def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> N
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
-    ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None))
+    ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None) or 1)
 
 
 def _families(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
