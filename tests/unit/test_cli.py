@@ -109,7 +109,8 @@ def test_missing_things_are_exit_3(cli):
 
 def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
-    assert (tmp_path / "mine.yaml").read_text() == (REPO / "studies" / "pilot.yaml").read_text()
+    original = (REPO / "studies" / "pilot.yaml").read_text()
+    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", "\n  name: mine", 1) != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
 

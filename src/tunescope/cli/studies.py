@@ -1,5 +1,6 @@
 """Verbs before a run: init, check, plan, data, schema, env."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +16,16 @@ def init(
     name: Annotated[str, typer.Argument(help="The built-in study to start from.")] = "quickstart",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
 ) -> None:
-    """Write a commented study file to edit."""
+    """Write a commented study file to edit, named after itself: its runs lie apart from those of the study it came from."""
     from tunescope.console import talk
     from tunescope.study.load import find_study
 
     if out.exists():
         raise StudyError(f"{out} exists; choose another name with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(find_study(name).read_text(encoding="utf-8"), encoding="utf-8")
+    own = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "study"
+    text = find_study(name).read_text(encoding="utf-8")
+    out.write_text(re.sub(r"^  name: [\w-]+", f"  name: {own}", text, count=1, flags=re.MULTILINE), encoding="utf-8")
     talk.print(f"wrote {out}; next: tunescope plan {out}", markup=False)
 
 
