@@ -39,7 +39,8 @@ from tunescope.models.lora_utils import apply_adapter
 from tunescope.study.schema import AdapterSpec, TrainingSpec
 from tunescope.train.batching import Batching, Row, RunDataset, longest_first
 from tunescope.train.callbacks import LayerWatch
-from tunescope.train.trainer import Precision, build_trainer, captures, packs, set_storage, training_arguments
+from tunescope.train.precision import Precision, captures, packs, set_storage
+from tunescope.train.trainer import build_trainer, training_arguments
 
 SHAPES = {
     "tinyllama": {

@@ -7,6 +7,7 @@ import queue
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class _TrackioRun(_Run):
         self.run.finish()
 
 
-class Service:
+class Service(ABC):
     """A run of a tracking service, used by one daemon thread; after its first failure everything sent to it is dropped."""
 
     title: str
@@ -101,8 +102,9 @@ class Service:
         except BaseException as error:
             self._fail(f"{type(error).__name__}: {error}")
 
+    @abstractmethod
     def _start(self) -> _Run:
-        raise NotImplementedError
+        """Open the run, in the thread that uses it."""
 
     def _fail(self, reason: str) -> None:
         if not self._failed:

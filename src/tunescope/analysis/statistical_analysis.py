@@ -8,7 +8,7 @@ from typing import Any
 from tunescope.study.registration import PlanCheck, check_plan
 from tunescope.study.schema import Study
 
-from . import tables, tables_methods, tables_runs
+from . import tables, tables_methods, tables_runs, tables_sensitivity
 from .advice import advice_table
 from .answer import answer, disagreements
 from .confirmatory import labelled, registered_part
@@ -108,8 +108,8 @@ def _statistics(m: Material, rows: list[TaskRow], absent: list[Missing], added: 
         "added_seeds": added,
         "gate": tables.gate_table(m),
         "multiplicity": tables.multiplicity_table(m),
-        "quality_sensitivity": tables.quality_sensitivity_table(m),
-        "drift_sensitivity": tables.drift_sensitivity_table(m),
+        "quality_sensitivity": tables_sensitivity.quality_sensitivity_table(m),
+        "drift_sensitivity": tables_sensitivity.drift_sensitivity_table(m),
         "power": tables.power_table(m),
         "planned_power": tables.planned_power_table(m),
         "mean_gap": tables.gap_table(m),

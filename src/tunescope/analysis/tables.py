@@ -11,8 +11,7 @@ import pandas as pd
 from tunescope.study.power import planned_power, sizes_of_tests
 from tunescope.study.schema import Study, TaskName
 
-from .crossed import Array, f1_from_counts, relative_test, seed_test, t_test
-from .drift import drift_test
+from .crossed import Array, f1_from_counts
 from .effects import anova, cohens_dz, paired_anova
 from .families import bonferroni, holm
 from .findings import Claim
@@ -20,7 +19,7 @@ from .frames import Frames
 from .paired import mcnemar, tango
 from .power import components, detectable_margin, power
 from .quality import TaskQuality
-from .resampling import PermutationTest, approximate_randomisation, multi_bootstrap, sign_flip
+from .resampling import PermutationTest, approximate_randomisation
 from .scores import DriftPair, Paired, paired_scores, positive_label
 
 Table = dict[str, Any]
@@ -86,7 +85,7 @@ def plain(value: Any) -> Any:
     return None if value is pd.NA else value
 
 
-def _steps(items: Iterable[Paired | DriftPair]) -> list[str]:
+def steps_of(items: Iterable[Paired | DriftPair]) -> list[str]:
     return [s for item in items for s in item.steps]
 
 
@@ -130,7 +129,7 @@ def mcnemar_table(m: Material) -> Table:
         "Describes one pair of checkpoints each; never pooled over seeds, where its false-positive rate reaches 8 to 62 %. The last three "
         "columns are the difference of the shares of right answers with Tango's score limits."
     )
-    return table("McNemar per task and seed", columns, rows, note, _steps(found))
+    return table("McNemar per task and seed", columns, rows, note, steps_of(found))
 
 
 def _methods(m: Material) -> tuple[str, str]:
@@ -149,13 +148,13 @@ def f1_table(m: Material) -> Table:
         for k, seed in enumerate(s.seeds):
             rng = np.random.default_rng([index, k])
             test = _f1_test(m, s, k, rng)
-            rows.append((q.task, seed, test.statistic, test.p, test.attainable_p, test.draws, _decision(test, m.study.analysis.alpha)))
+            rows.append((q.task, seed, test.statistic, test.p, test.attainable_p, test.draws, decision_of(test, m.study.analysis.alpha)))
     columns = ("task", "seed", "F1 difference", "p", "attainable p", "draws", "at alpha")
     note = "Two-sided, systems swapped within each example; token F1 for SQuAD, F1 of the positive class elsewhere."
     return table("Approximate randomisation test of F1", columns, rows, note, steps)
 
 
-def _decision(test: PermutationTest, alpha: float) -> str:
+def decision_of(test: PermutationTest, alpha: float) -> str:
     if not test.decides(alpha):
         return CANNOT
     return "rejects" if test.p <= alpha else "does not reject"
@@ -209,7 +208,9 @@ def gap_table(m: Material) -> Table:
         half = float(stats.t.ppf(0.95, df)) * total**0.5 / len(gaps)
         rows.append(("all tasks, equal weight", sum(len(v) for v in gaps.values()), mean, None, mean - half, mean + half))
     note = "Relative gap = (reference - candidate) / reference, over runs. Descriptive: the mean hides the weakest task."
-    return table("Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, _steps(m.comparable))
+    return table(
+        "Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, steps_of(m.comparable)
+    )
 
 
 def _relative_gaps(s: Paired) -> Array:
@@ -228,7 +229,7 @@ def effect_table(m: Material) -> Table:
             rows.append((dimension, task, len(differences), float(differences.mean()), found[0], *found[1]))
     note = "d_z of candidate minus reference over seeds, exact Hedges correction; noncentral t limits of the true d_z."
     columns = ("dimension", "task", "seeds", "mean difference", "d_z", "95 % low", "95 % high")
-    return table("Effect sizes over seeds", columns, rows, note, [*_steps(m.comparable), *_steps(m.contrasts)])
+    return table("Effect sizes over seeds", columns, rows, note, [*steps_of(m.comparable), *steps_of(m.contrasts)])
 
 
 def run_values(m: Material) -> pd.DataFrame:
@@ -251,7 +252,7 @@ def anova_table(m: Material) -> Table:
         "Exploratory: tasks are not a sample and their metrics differ. Seeds pair, so the line on paired relative differences is the "
         "sharper one. Two methods need no post-hoc test."
     )
-    return table("Analysis of variance, method x task", columns, [[row[c] for c in columns] for row in found], note, _steps(m.comparable))
+    return table("Analysis of variance, method x task", columns, [[row[c] for c in columns] for row in found], note, steps_of(m.comparable))
 
 
 def power_table(m: Material) -> Table:
@@ -280,7 +281,7 @@ def power_table(m: Material) -> Table:
         "Chance of confirming the registered margin if both methods were truly equal, and the smallest relative margin confirmed in "
         "80 % of studies, from the standard deviations found here; nothing is computed from the observed effect."
     )
-    return table("Power and minimum detectable margin of the quality test", columns, rows, note, _steps(m.testable))
+    return table("Power and minimum detectable margin of the quality test", columns, rows, note, steps_of(m.testable))
 
 
 def planned_power_table(m: Material) -> Table:
@@ -294,67 +295,3 @@ def planned_power_table(m: Material) -> Table:
     columns = ("task", "test examples", "seeds", "power from", "power to")
     rows = [(r.task, r.examples, r.seeds, r.low, r.high) for r in found]
     return table("Power stated before the runs", columns, rows, note, ())
-
-
-def quality_sensitivity_table(m: Material) -> Table:
-    """The quality claim under other procedures."""
-    rows: list[tuple[Any, ...]] = []
-    for index, s in enumerate(m.testable):
-        rows += [(s.task, *row) for row in _quality_rows(m, s, np.random.default_rng([index, 7]))]
-    columns = ("task", "procedure", "ratio", "90 % low", "90 % high", "p", "attainable p", "at alpha")
-    note = "Beside the registered test, never instead of it. A bootstrap or sign flip over few seeds is too narrow or cannot decide."
-    return table("Sensitivity of the quality claim", columns, rows, note, _steps(m.testable))
-
-
-def _quality_rows(m: Material, s: Paired, rng: np.random.Generator) -> list[tuple[Any, ...]]:
-    spec = m.study.analysis
-    candidate, reference = s.units()
-    means = candidate.mean(axis=1), reference.mean(axis=1)
-    rows = [_ratio_row("registered test", relative_test(candidate, reference, margin=spec.quality_retained), spec.alpha)]
-    limits, p = multi_bootstrap(candidate, reference, margin=spec.quality_retained, rng=rng)
-    ratio = means[0].mean() / means[1].mean() if means[1].mean() > 0 else None
-    rows.append(("multi-bootstrap over seeds and examples", ratio, *limits, p, None, None))
-    rows.append(_ratio_row("t over seeds only", seed_test(*means, spec.quality_retained, "greater"), spec.alpha))
-    flip = sign_flip(means[0] - spec.quality_retained * means[1], rng=rng)
-    rows.append(("sign flip over seeds, margin subtracted", ratio, None, None, flip.p, flip.attainable_p, _decision(flip, spec.alpha)))
-    if s.articles is not None and 2 <= len(set(s.articles)) < len(set(s.groups)):
-        rows.append(_ratio_row("clustered by article", relative_test(*s.units(s.articles), margin=spec.quality_retained), spec.alpha))
-    kept = [k for k in range(len(s.seeds)) if not {s.steps[k], s.steps[len(s.seeds) + k]} & set(m.diverged)]
-    if 2 <= len(kept) < len(s.seeds):
-        trimmed = relative_test(candidate[kept], reference[kept], margin=spec.quality_retained)
-        rows.append(_ratio_row(f"without {len(s.seeds) - len(kept)} diverged seeds", trimmed, spec.alpha))
-    return rows
-
-
-def _ratio_row(name: str, test: Any, alpha: float) -> tuple[Any, ...]:
-    p = test.contrast.p
-    return (name, test.ratio, *test.interval, p, None, None if p is None else "rejects" if p <= alpha else "does not reject")
-
-
-def drift_sensitivity_table(m: Material) -> Table:
-    """The drift claim under other procedures."""
-    rows: list[tuple[Any, ...]] = []
-    found = [d for d in m.contrasts if len(d.seeds) > 1]
-    for index, d in enumerate(found):
-        rows += [(d.task, *row) for row in _drift_rows(m, d, np.random.default_rng([index, 11]))]
-    columns = ("task", "procedure", "ratio", "90 % low", "90 % high", "p", "attainable p", "at alpha")
-    note = "Ratio D_candidate / D_reference. Beside the registered test, never instead of it."
-    return table("Sensitivity of the drift claim", columns, rows, note, _steps(found))
-
-
-def _drift_rows(m: Material, d: DriftPair, rng: np.random.Generator) -> list[tuple[Any, ...]]:
-    spec = m.study.analysis
-    margin = 1 - spec.drift_reduction
-    registered = drift_test(d, spec.drift_reduction)
-    rows = [_ratio_row(f"registered test ({registered[1]})", registered[0], spec.alpha)] if registered else []
-    rows.append(_ratio_row("t over seeds only", seed_test(d.candidate_S, d.reference_S, margin), spec.alpha))
-    ratio = d.candidate_S.mean() / d.reference_S.mean() if d.reference_S.mean() > 0 else None
-    if (d.candidate_S > 0).all() and (d.reference_S > 0).all():
-        logs = np.log(d.candidate_S / d.reference_S)
-        test, limits = t_test(logs - math.log(margin), "less"), t_test(logs).interval()
-        bounds = [None if x is None else math.exp(x) for x in limits]
-        decision = None if test.p is None else "rejects" if test.p <= spec.alpha else "does not reject"
-        rows.append(("t over seeds on log ratios", math.exp(logs.mean()), *bounds, test.p, None, decision))
-    flip = sign_flip(margin * d.reference_S - d.candidate_S, rng=rng)
-    rows.append(("sign flip over seeds, margin subtracted", ratio, None, None, flip.p, flip.attainable_p, _decision(flip, spec.alpha)))
-    return rows

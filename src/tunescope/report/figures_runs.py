@@ -23,14 +23,19 @@ def _statistic(material: Material, name: str, lacking: str) -> tuple[pd.DataFram
     return pd.DataFrame(entry["rows"], columns=entry["columns"]), tuple(entry["steps"])
 
 
-def frontier(material: Material) -> Chart:
-    """Selection loss against drift for search and final runs; the selected marked, the non-dominated joined."""
-    lacking = "no run has both a drift and a selection loss yet"
+def _measured_runs(material: Material, roles: tuple[str, ...], score: str, lacking: str) -> tuple[pd.DataFrame, list[str], tuple[str, ...]]:
+    """Runs that have a drift and a score, the tasks they are on, and the steps behind them."""
     runs, steps = _statistic(material, "frontier", lacking)
-    runs = runs.astype({"drift": float, "selection_loss": float}).dropna(subset=["drift", "selection_loss"])
+    runs = runs[runs.role.isin(roles)].astype({"drift": float, score: float}).dropna(subset=["drift", score])
     tasks = [t for t in material.tasks if (runs.task == t).any()]
     if not tasks:
         raise NoData(lacking)
+    return runs, tasks, steps
+
+
+def frontier(material: Material) -> Chart:
+    """Selection loss against drift for search and final runs; the selected marked, the non-dominated joined."""
+    runs, tasks, steps = _measured_runs(material, ("search", "final"), "selection_loss", "no run has both a drift and a selection loss yet")
     figure, axes = panels([task_name(t) for t in tasks], height=2.6)
     said = []
     for ax, task in zip(axes, tasks, strict=True):
@@ -64,12 +69,7 @@ def _points(ax: Axes, runs: pd.DataFrame, material: Material, method: str) -> No
 
 def drift_quality(material: Material) -> Chart:
     """Test quality against drift, a point per final run, with the within-task correlation where there is one."""
-    lacking = "no final run has both a test score and a drift yet"
-    runs, steps = _statistic(material, "frontier", lacking)
-    runs = runs[runs.role == "final"].astype({"drift": float, "quality": float}).dropna(subset=["drift", "quality"])
-    tasks = [t for t in material.tasks if (runs.task == t).any()]
-    if not tasks:
-        raise NoData(lacking)
+    runs, tasks, steps = _measured_runs(material, ("final",), "quality", "no final run has both a test score and a drift yet")
     figure, axes = panels([task_name(t) for t in tasks], height=2.6)
     said = []
     for ax, task in zip(axes, tasks, strict=True):

@@ -28,8 +28,9 @@ from tunescope.study.schema import AdapterSpec
 from .batching import Batching, Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
 from .callbacks import FlowCallback, LayerWatch, LogCallback, ProbeCallback
 from .checkpoints import Checkpoint, keep_only, latest_intact
+from .precision import Precision, captures, packs, resolve_precision, set_storage
 from .probing import DriftRecorder
-from .trainer import CompletionTrainer, Precision, build_trainer, captures, packs, resolve_precision, set_storage, training_arguments
+from .trainer import CompletionTrainer, build_trainer, training_arguments
 
 PROOF_PROMPTS = 24
 """Probe prompts on which merging, unloading and reloading are compared."""

@@ -11,7 +11,7 @@ from tunescope.drift.probe import Probe, ProbeStates, drift_table, save_states
 from tunescope.errors import StepError
 from tunescope.study.schema import DriftSpec
 
-from .trainer import in_fp32
+from .precision import in_fp32
 
 INIT_TOLERANCE = 1e-6
 """Drift allowed at step 0 for adapters whose start rewrites the base weights (PiSSA and the like): float error, not movement."""

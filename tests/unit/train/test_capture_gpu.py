@@ -16,7 +16,8 @@ from tunescope.train.attention import varlen_attention
 from tunescope.train.batching import Batching, RunDataset, collate, completion_loss, on_device, pack
 from tunescope.train.callbacks import LayerWatch
 from tunescope.train.finetune import _determinism
-from tunescope.train.trainer import CompletionTrainer, Precision, build_trainer, in_fp32, set_storage, training_arguments
+from tunescope.train.precision import Precision, in_fp32, set_storage
+from tunescope.train.trainer import CompletionTrainer, build_trainer, training_arguments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -13,7 +13,8 @@ from tunescope.models.lora_utils import apply_adapter, base_sha256
 from tunescope.study.schema import AdapterSpec, TrainingSpec
 from tunescope.train.batching import Batching, RunDataset
 from tunescope.train.callbacks import FlowCallback, LayerWatch, stale_evaluations
-from tunescope.train.trainer import Precision, build_trainer, in_fp32, resolve_precision, set_storage, training_arguments
+from tunescope.train.precision import Precision, in_fp32, resolve_precision, set_storage
+from tunescope.train.trainer import build_trainer, training_arguments
 
 
 def fit(folder: Path, model, *, micro: int, steps: int = 6, rate: float = 1e-3, packed: bool = False, **changes: object):
