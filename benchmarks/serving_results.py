@@ -126,8 +126,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the benchmark's --out folder")
     parser.add_argument("--to", type=Path, required=True, help="the folder to publish, e.g. docs/results/serving-h100")
     args = parser.parse_args()
-    if not (args.out / "asked.json").is_file() or not read_rows(args.out / "launches.jsonl"):
-        parser.error(f"{args.out} holds no asked.json with launches.jsonl: give the --out folder of bench_serving.py")
+    if not (args.out / "asked.json").is_file() or not any(r["ok"] for r in read_rows(args.out / "launches.jsonl")):
+        parser.error(f"{args.out} holds no asked.json with a finished launch in launches.jsonl: give the --out folder of bench_serving.py")
     publish(args.out, args.to)
     print(f"{args.to / 'README.md'}")
 

@@ -150,8 +150,11 @@ class Wandb(Service):
             return _Run(_wandb(), self._init(self._mode))
         except Exception as error:
             _log.warning("W&B cannot be reached, going on offline (%s)", _first_line(error))
-            with contextlib.suppress(OSError):
-                self._mark.touch()
+            from wandb.errors import CommError
+
+            if isinstance(error, CommError | OSError):  # a refused name or key costs the others no wait
+                with contextlib.suppress(OSError):
+                    self._mark.touch()
             _wandb().teardown()  # the failed attempt still holds the run id
             return _Run(_wandb(), self._init("offline"))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from tunescope.study.schema import Study
 
 from .answer import percent
+from .confirmatory import standing
 from .findings import Claim
 from .serving import overhead_summary
 from .tables import Material, Table, table
@@ -70,7 +71,7 @@ def _figure(claim: Claim) -> str:
 
 
 def _status(claim: Claim) -> str:
-    return "" if claim.confirmatory else "; not confirmatory"
+    return f"; {standing(claim)}" if standing(claim) else ""
 
 
 def _training_conditions(study: Study) -> str:

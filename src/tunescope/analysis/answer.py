@@ -6,7 +6,7 @@ import pandas as pd
 
 from tunescope.study.schema import AnalysisSpec, Study
 
-from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
+from .confirmatory import standing
 from .findings import Claim
 from .frames import Frames
 from .scores import seeds_of
@@ -98,11 +98,7 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
 
 def _plan_note(claim: Claim) -> str:
     """What a reader of one sentence has to know about the registered plan."""
-    if claim.confirmatory:
-        return ""
-    if claim.notes[0].startswith(NOT_CONFIRMATORY):
-        return " (not confirmatory: see the note of the claim)"
-    return f" ({FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds)"
+    return f" ({standing(claim)})" if standing(claim) else ""
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:

@@ -39,6 +39,15 @@ def _looked_at(claim: Claim, seeds: int) -> Claim:
     return claim.model_copy(update={"confirmatory": False, "notes": [*claim.notes, note]})
 
 
+def standing(claim: Claim) -> str:
+    """What a reader of a claim has to know about its plan: "" for a confirmatory one, `a first look …` or `not confirmatory …`."""
+    if claim.confirmatory:
+        return ""
+    if claim.notes[0].startswith(NOT_CONFIRMATORY):
+        return "not confirmatory: see the note of the claim"
+    return f"{FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds"
+
+
 def _why_not(dimension: str, check: PlanCheck) -> str:
     if check.damaged:
         return "the registration kept with the runs is unreadable or was edited"

@@ -1,4 +1,8 @@
-"""The JSON documents beside a report, as models: what is written is checked against them, and their JSON Schemas are published."""
+"""The JSON documents beside a report, as models, whose JSON Schemas are published.
+
+Verdicts and the three result documents are built through them; the others (figures, step documents, what a report was built from) are
+held to them by tests.
+"""
 
 from typing import Any, Literal
 

@@ -108,12 +108,19 @@ def paired_table(p: Profiles) -> Table:
     pairs = p.m.contrasts
     rows = [(d.task, *_paired_row(d.candidate_S - d.reference_S, [d]), _saturated(p, d)) for d in pairs]
     if len(pairs) > 1:
+        some = f"{len(pairs)} of {len(p.m.study.tasks)} tasks"
         flipped = np.concatenate([d.candidate_S - d.reference_S for d in pairs])
-        rows.append(("all tasks, each run flipped", *_paired_row(flipped, pairs), None))
+        rows.append((f"{some}, each run flipped", *_paired_row(flipped, pairs), None))
         shared = sorted(set.intersection(*(set(d.seeds) for d in pairs)))
         if shared:
             picked = [(d.candidate_S - d.reference_S)[[d.seeds.index(s) for s in shared]] for d in pairs]
-            rows.append(("all tasks, each seed flipped", *_paired_row(np.mean(picked, axis=0), pairs, of_seeds=True), None))
+            rows.append(
+                (
+                    f"{some}, each seed flipped",
+                    *_paired_row(np.mean(picked, axis=0), pairs, of_seeds=True),
+                    None,
+                )
+            )
     candidate, reference = p.methods
     columns = (
         "task", "pairs", f"{candidate} mean", f"{candidate} sd", f"{reference} mean", f"{reference} sd", "difference", f"{LEVEL} low",
@@ -168,14 +175,17 @@ def runs_table(p: Profiles) -> Table:
         for seed, c, r in zip(d.seeds, d.candidate_S.tolist(), d.reference_S.tolist(), strict=True)
     ]
     columns = ("task", "seed", *p.methods, "difference", "log ratio", "reduction")
-    note = "Mean over decoder layers of 1 − debiased CKA at the checkpoint with the best selection loss, one line a seed."
+    note = (
+        "Mean over decoder layers of 1 − debiased CKA at the checkpoint with the best selection loss, one line a seed; tasks on which "
+        "nothing was learned are among them."
+    )
     return table("Drift of every pair of runs", columns, rows, note, (s for d in p.m.drifts for s in d.steps))
 
 
 def blocks_table(p: Profiles) -> Table:
     """The registered comparison on each disjoint part of the probe set."""
     margin, rows = 1 - p.m.study.analysis.drift_reduction, []
-    found = [d for d in p.m.drifts if d.candidate_SK is not None and d.reference_SK is not None and len(d.seeds) > 1]
+    found = [d for d in p.m.contrasts if d.candidate_SK is not None and d.reference_SK is not None and len(d.seeds) > 1]
     for d in found:
         assert d.candidate_SK is not None and d.reference_SK is not None
         for k in range(min(d.candidate_SK.shape[1], d.reference_SK.shape[1])):

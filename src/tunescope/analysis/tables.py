@@ -206,7 +206,16 @@ def gap_table(m: Material) -> Table:
         from scipy import stats
 
         half = float(stats.t.ppf(0.95, df)) * total**0.5 / len(gaps)
-        rows.append(("all tasks, equal weight", sum(len(v) for v in gaps.values()), mean, None, mean - half, mean + half))
+        rows.append(
+            (
+                f"{len(gaps)} of {len(m.study.tasks)} tasks, equal weight",
+                sum(len(v) for v in gaps.values()),
+                mean,
+                None,
+                mean - half,
+                mean + half,
+            )
+        )
     note = "Relative gap = (reference - candidate) / reference, over runs. Descriptive: the mean hides the weakest task."
     return table(
         "Mean relative quality gap", ("task", "runs", "mean gap", "sd", "90 % low", "90 % high"), rows, note, steps_of(m.comparable)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.train.red_flags import MERGED_BF16_AGREEMENT, MERGED_BF16_GAP
+
 from .correlate import correlations
 from .effects import tukey
 from .findings import Missing
@@ -141,8 +143,8 @@ def merge_table(m: Material) -> Table:
     columns = (*head, *cast_columns, "base unchanged")
     note = (
         f"Tolerance {_tolerance(m):g} on logits in fp32. bf16: the model merged in fp32 and cast once predicts test examples again; "
-        "at least 0.99 equal and a gap of at most 0.005 in the task's primary metric are wanted. `base unchanged`: the hash of the "
-        "frozen weights before and after training."
+        f"at least {MERGED_BF16_AGREEMENT:g} equal and a gap of at most {MERGED_BF16_GAP:g} in the task's primary metric are "
+        "wanted. `base unchanged`: the hash of the frozen weights before and after training."
     )
     return table("Merge equivalence of adapters", columns, rows, note, steps)
 

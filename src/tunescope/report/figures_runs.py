@@ -93,7 +93,7 @@ def drift_quality(material: Material) -> Chart:
 def _within_task(material: Material) -> str:
     """The repeated-measures correlation of test quality and drift, in words."""
     entry = material.findings.statistics.get("correlations") or {"rows": []}
-    row = next((r for r in entry["rows"] if r[0].startswith("test quality") and r[1].startswith("within task")), None)
+    row = next((r for r in entry["rows"] if r[0].startswith("test quality") and r[1].startswith("within task (")), None)
     if row is None:
         return "Too few runs for a correlation within tasks."
     _, _, n, r, low, high, *_ = row

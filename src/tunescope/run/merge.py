@@ -1,6 +1,6 @@
 """`tunescope merge`: bring the finished steps of other hosts' stores into this one, refusing whatever does not belong together."""
 
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from tunescope.study.identity import differences, fingerprint
 from tunescope.study.registration import FILE
 
 from .files import read_json, write_json
+from .registration import plans_of
 from .session import Session
 from .store import ASIDE, Store
 
@@ -40,22 +41,21 @@ def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]
     target = session.store
     sources = [_find(folder, session.file.study.name) for folder in folders]
     stores = [target, *sources]
-    problems = [*_plans(stores), *_locks(stores), *_results(session, stores)]
+    problems = [*_plans(stores), *_runs_under_plans(stores), *_locks(stores), *_results(session, stores)]
     if problems:
         raise StudyError(problems)
     _keep_plan(target, stores)
     _keep_locks(target, stores)
     done = Merged()
-    for source in sources:
-        note(f"merging {source.root}")
-        for step in session.plan.steps:
-            if source.result(step.id)[0] is None:
-                continue
-            if target.adopt(step.id, source.folder(step.id)):
-                done.copied.append(step.id)
-            else:
-                done.here.append(step.id)
-    shutil.rmtree(target.root / ASIDE, ignore_errors=True)
+    target.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=target.root) as aside:
+        for source in sources:
+            note(f"merging {source.root}")
+            for step in session.plan.steps:
+                if source.result(step.id)[0] is None:
+                    continue
+                taken = target.adopt(step.id, source.folder(step.id), Path(aside))
+                (done.copied if taken else done.here).append(step.id)
     return done
 
 
@@ -81,6 +81,16 @@ def _plans(stores: Sequence[Store]) -> Iterator[str]:
         elif kept["sha256"] != first[1]["sha256"]:
             changes = "; ".join(differences(first[1]["plan"], kept["plan"])[:3])
             yield f"{path}: another plan was registered there than in {first[0]} ({changes})"
+
+
+def _runs_under_plans(stores: Sequence[Store]) -> Iterator[str]:
+    """Final runs say under which plan they finished, also where no registration.json is left or another one was put there."""
+    found: dict[str, str] = {}
+    for store in stores:
+        for sha, where in plans_of(store).items():
+            found.setdefault(sha, f"{store.root}: {where[0]}")
+    if len(found) > 1:
+        yield "finished runs stand under different registered plans: " + "; ".join(f"{sha[:16]} in {place}" for sha, place in found.items())
 
 
 def _locks(stores: Sequence[Store]) -> Iterator[str]:

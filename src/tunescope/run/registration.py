@@ -40,7 +40,7 @@ def refuse_mixed_plans(store: Store) -> None:
     Raises:
         PrerequisiteError: folders of stores with different plans were merged, or registration.json was exchanged.
     """
-    plans = _plans(store)
+    plans = plans_of(store)
     if len(plans) < 2:
         return
     lines = [f"  {sha[:16]}: {where[0]}" + (f" and {len(where) - 1} more" if where[1:] else "") for sha, where in plans.items()]
@@ -51,7 +51,7 @@ def refuse_mixed_plans(store: Store) -> None:
     )
 
 
-def _plans(store: Store) -> dict[str, list[str]]:
+def plans_of(store: Store) -> dict[str, list[str]]:
     """SHA-256 of a registered plan -> what stands under it: the kept registration, then finished final runs that recorded one."""
     found: dict[str, list[str]] = {}
     kept = kept_registration(store) or {}

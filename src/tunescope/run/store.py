@@ -33,8 +33,8 @@ _BOOKKEEPING = {
 }
 _TRANSIENT = ("wandb", "checkpoint", ".")
 """Prefixes of top-level names that may vanish from a finished folder (see `clean`)."""
-ASIDE = ".merging"
-"""Where folders of other stores are copied before they are moved in."""
+ASIDE = ".merging-"
+"""Beginning of the names of folders where those of other stores are copied before they are moved in."""
 
 
 class Launch(BaseModel):
@@ -175,14 +175,16 @@ class Store:
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
 
-    def adopt(self, step_id: str, source: Path) -> bool:
+    def adopt(self, step_id: str, source: Path, scratch: Path) -> bool:
         """Take over another store's folder of a step: copied aside first, then moved in, so that no half copy is ever seen as a result.
+
+        Args:
+            scratch: a folder on the same disk that nobody else uses.
 
         Returns:
             False when there is a usable result here already, or a worker is in the folder.
         """
-        aside = self.root / ASIDE / step_id
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = scratch / step_id
         if self.result(step_id)[0] is not None:
             return False
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns("lease.json", "lease.lock"))
@@ -280,8 +282,8 @@ class Store:
         return sorted(p for p in self.root.glob("steps/**/checkpoint*") if p.is_dir() and (p.parent / "result.json").exists())
 
     def clean(self) -> int:
-        """Remove attic and checkpoints; returns the number of folders removed."""
-        folders = [p for p in [self.attic(), *self.checkpoints()] if p.exists()]
+        """Remove attic, checkpoints and what a killed merge left; returns the number of folders removed."""
+        folders = [p for p in [self.attic(), *self.checkpoints(), *self.root.glob(f"{ASIDE}*")] if p.exists()]
         for folder in folders:
             shutil.rmtree(folder)
         return len(folders)

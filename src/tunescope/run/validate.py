@@ -130,7 +130,7 @@ def _sources(session: Session, finished: Finished) -> Check:
         if key not in now:
             try:
                 now[key] = sources(step.inputs, session.store.root)
-            except PrerequisiteError as error:
+            except (PrerequisiteError, OSError) as error:
                 return judged("R0", name, False, str(error).replace("\n", "; "))
         compared += 1
         wrong |= {f"{n} ({step.id})" for n in recorded.keys() | now[key].keys() if recorded.get(n) != now[key].get(n)}

@@ -21,9 +21,9 @@ Cell = tuple[int, int, str]
 P99_REQUESTS = 299
 """Requests below which no upper bound on a 99th percentile exists: 0.99^299 < 0.05."""
 TIE_LEVEL, TIE_MARGIN = 0.99, 0.03
+"""Arms of equal shape fail to tie when a ratio is off by more than the margin and its interval at this level excludes 1."""
 TIE_REACH = 0.10
 """A tie is shown, and not only not refuted, when the whole interval lies within this much of 1."""
-"""Arms of equal shape fail to tie when a ratio is off by more than the margin and its interval at this level excludes 1."""
 
 
 def finished(rows: Sequence[Row], arm: str | None = None) -> list[Row]:

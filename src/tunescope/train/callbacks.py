@@ -99,10 +99,13 @@ class LayerWatch:
         if not self.due(step):
             return
         for name, group in self._groups.items():
-            grads = [p.grad.detach().float() for p in group if p.grad is not None]
-            found = torch._foreach_norm(grads) if norms is None and grads else [norms[p] for p in group if p in norms] if norms else []
+            if norms is None:
+                grads = [p.grad.detach().float() for p in group if p.grad is not None]
+                found = list(torch._foreach_norm(grads)) if grads else []
+            else:
+                found = [norms[p] for p in group if p in norms]
             if found:
-                self.values[name] = torch.linalg.vector_norm(torch.stack(list(found)))
+                self.values[name] = torch.linalg.vector_norm(torch.stack(found))
 
     def take(self) -> dict[str, float]:
         """The latest values, once."""

@@ -229,7 +229,7 @@ def _optimizer(spec: TrainingSpec) -> str:
         return "adamw_torch_fused"
     if not is_bitsandbytes_available():
         raise PrerequisiteError(
-            "training.optimizer adamw_8bit: bitsandbytes is not installed: pip install bitsandbytes, or set it to adamw"
+            "training.optimizer adamw_8bit: bitsandbytes (extra `lean`) is not installed: install it, or set it to adamw"
         )
     return "adamw_bnb_8bit"
 

@@ -47,10 +47,10 @@ def test_pairs_are_those_of_the_runs(found) -> None:
 
 def test_over_all_tasks_runs_or_whole_seeds_are_flipped(found) -> None:
     rows = found[1]["drift_paired"].set_index("task")
-    assert rows.loc["all tasks, each run flipped", "pairs"] == 12
-    assert rows.loc["all tasks, each run flipped", "p sign flip"] == pytest.approx(2 / 2**12)
-    assert rows.loc["all tasks, each seed flipped", "p sign flip"] == 0.25
-    assert rows.loc["all tasks, each seed flipped", "difference"] == pytest.approx(rows.loc[list(FULL_DRIFT), "difference"].mean())
+    assert rows.loc["4 of 4 tasks, each run flipped", "pairs"] == 12
+    assert rows.loc["4 of 4 tasks, each run flipped", "p sign flip"] == pytest.approx(2 / 2**12)
+    assert rows.loc["4 of 4 tasks, each seed flipped", "p sign flip"] == 0.25
+    assert rows.loc["4 of 4 tasks, each seed flipped", "difference"] == pytest.approx(rows.loc[list(FULL_DRIFT), "difference"].mean())
 
 
 def test_stratified_limits_are_the_t_limits_of_one_group() -> None:

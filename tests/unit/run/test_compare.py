@@ -91,3 +91,9 @@ def test_a_new_seed_is_judged_by_its_ratio(tmp_path, accuracy, status):
     assert compare.predicted(pairs, new, "accuracy", "test", "sst2, seed 9")[::2] == ("R3", status)
     zero = run(tmp_path / "z", accuracy=0.0)
     assert compare.predicted(pairs, (new[0], zero), "accuracy", "test", "sst2, seed 9")[2] == "SKIP"
+
+
+def test_curves_of_another_machine_are_left_to_the_agreement_unless_the_digest_is_equal(tmp_path):
+    old, other = run(tmp_path / "a"), run(tmp_path / "b", digest="e", loss=(30.0, 20.0, 9.0))
+    assert rows(old, other, "another GPU")[compare.CURVES][1] == "SKIP"
+    assert rows(old, run(tmp_path / "c"), "another GPU")[compare.CURVES][1] == "PASS"

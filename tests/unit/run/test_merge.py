@@ -42,7 +42,7 @@ def test_two_hosts_give_what_one_gives_and_a_second_merge_copies_nothing(bench, 
     done = bring(bench, hosts / "vm2" / "runs")
     assert len(done.copied) == len(digests(hosts / "vm2")) and done.here == []
     assert bring(bench, hosts / "vm2" / "runs").copied == []
-    assert not (bench.store.root / ".merging").exists()
+    assert not list(bench.store.root.glob(".merging*"))
     bench.calls()
     bench.run()
     started = [i for i in bench.calls() if not i.startswith("data/")]
@@ -120,3 +120,14 @@ def test_a_half_done_step_here_gives_way_and_a_running_one_does_not(bench, hosts
 def test_a_folder_without_a_store_says_what_to_name(bench, tmp_path):
     with pytest.raises(PrerequisiteError, match="name another host's runs/"):
         bring(bench, tmp_path)
+
+
+def test_runs_that_finished_under_another_plan_are_refused_where_no_registration_is_left(bench, hosts, tmp_path):
+    bench.root = tmp_path / "vm3"
+    bench.run(Selection(kinds=("train",), tasks=("rte",)), seeds=(42, 7))
+    (tmp_path / "vm3/runs/registration.json").unlink()
+    bench.root = hosts / "vm1"
+    before = digests(hosts / "vm1")
+    with pytest.raises(StudyError, match="finished runs stand under different registered plans"):
+        bring(bench, tmp_path / "vm3/runs")
+    assert digests(hosts / "vm1") == before

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,10 @@ def data(tmp_path_factory) -> Path:
     return sample_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+NO_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra `lean`)")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=NO_BITSANDBYTES) if m == "8-bit" else m for m in METHODS])
 def test_killed_at_random_steps_it_ends_bit_identical(data, tmp_path, method):
     """LoRA with its dropout; the rates are high, so that patience decides where full and LoRA end."""
     adapter, rate = METHODS[method]
