@@ -33,7 +33,7 @@ from .effects import (
 from .families import any_of, bonferroni, composite, composite_opposite, holm, intersection_union
 from .paired import McNemar, Tango, Tost, mcnemar, tango, tost_paired
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
-from .regression import Agreement, BreakEven, Line, break_even, cochran_q, fit_line, lack_of_fit
+from .regression import Agreement, BreakEven, Line, break_even, cochran_q, fit_line, fit_repeated_line, lack_of_fit
 from .resampling import PermutationTest, approximate_randomisation, bca_interval, clopper_pearson, multi_bootstrap, sign_flip
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "RatioTest", "TTest", "Tango", "Tost", "anova", "any_of", "approximate_randomisation", "bca_interval", "bonferroni", "break_even",
     "clopper_pearson", "cluster_totals", "cochran_q", "cohens_dz", "components", "composite", "composite_opposite", "crossed_t",
     "detectable_margin", "detectable_shift", "examples_needed", "f1_from_counts", "f1_pseudo_values", "fieller", "fit_line",
+    "fit_repeated_line",
     "hedges_correction", "holm", "intersection_union", "lack_of_fit", "mcnemar", "multi_bootstrap", "paired_anova", "partial_eta2",
     "partial_omega2", "pooled_correlation", "power", "relative_noninferiority", "relative_test", "seed_test", "seeds_needed",
     "sign_flip", "t_power", "t_test", "tango", "tost_paired", "tukey", "units_needed", "within_correlation",

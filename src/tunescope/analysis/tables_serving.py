@@ -62,14 +62,16 @@ def scaling_table(m: Material, found: dict[str, Any]) -> Table:
     model, even = found.get("model"), found.get("break_even")
     rows: list[tuple[Any, ...]] = []
     if model:
-        rows.append(("intercept (OLS, HC3)", model["intercept"], *model["intercept_interval"]))
-        rows.append(("slope per adapter (OLS, HC3)", model["slope"], *model["slope_interval"]))
+        rows.append(("intercept", model["intercept"], *model["intercept_interval"]))
+        rows.append(("slope per adapter", model["slope"], *model["slope_interval"]))
         rows.append(("slope per adapter (Theil-Sen)", model["theil_sen_slope"], *model["theil_sen_interval"]))
         rows.append(("lack of fit, p", model["lack_of_fit_p"], None, None))
     if even:
         rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
     where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. " if model else ""
-    note = where + (even["text"] if even else "")
+    note = f"A line a launch, since overheads of one launch share its baseline; limits over launches. {where}" + (
+        even["text"] if even else ""
+    )
     return table(
         "Overhead against the number of adapters", ("what", "value", "90 % low", "90 % high"), rows, note, m.frames.of_kind("serve")
     )

@@ -1,5 +1,7 @@
 """Figures of drift: over steps and over layers."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -133,11 +135,12 @@ def layer_profiles(material: Material) -> Chart:
             value, step = floors[task]
             ax.axhspan(0, value, color=MUTED, alpha=0.25, lw=0)
             ax.axhline(value, color=MUTED, ls=(0, (1, 1.4)), lw=1, label="noise floor")
-            ax.annotate(f"floor {number(value, 2)}", (0.03, 0.94), xycoords="axes fraction", fontsize=7.5, va="top", color=MUTED)
+            below: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
+            ax.annotate(f"floor {number(value, 2)}", (0.03, 0), **below, fontsize=7.5, va="top", color=MUTED)
             used.add(step)
-        ax.set_xlabel("layer (0: embedding)")
+        ax.set_xlabel("layer (0: embedding)" if (frame.layer == 0).any() else "layer")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.margins(y=0.12)
+        ax.margins(y=0.16)
     axes[0].set_ylabel("drift (1 − CKA)")
     legend_below(figure, axes)
     caption = (

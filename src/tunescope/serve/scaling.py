@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tunescope.analysis.regression import Line, fit_line
+from tunescope.analysis.regression import Line, fit_repeated_line
 from tunescope.analysis.regression import break_even as line_break_even
 
 from .merging import choices, memory_table
@@ -20,7 +20,10 @@ _SIDE_BY_SIDE = re.compile(r"adapters_(\d+)")
 
 @dataclass(frozen=True)
 class OverheadModel(Line):
-    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters, over launches."""
+    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters.
+
+    Fitted launch by launch, since the overheads of one launch share its baseline.
+    """
 
     fitted_range: tuple[int, int]
     points: tuple[tuple[int, float], ...]
@@ -33,7 +36,7 @@ class OverheadModel(Line):
 
 
 def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | None = None, level: float = 0.90) -> OverheadModel | None:
-    """Fit the model to the arms `adapters_N`, each launch one point.
+    """Fit the model to the arms `adapters_N`, over the launches that measured all of them.
 
     The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
 
@@ -42,7 +45,7 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
             measure alternation and are not fitted; when no arm's adapters fit a batch, all shared cells of all arms are taken.
 
     Returns:
-        None with fewer than two numbers of adapters or three points.
+        None with fewer than two numbers of adapters or two launches.
     """
     arms = {r["arm"]: int(m[1]) for r in finished(rows) if (m := _SIDE_BY_SIDE.fullmatch(r["arm"]))}
     if cells is None:
@@ -51,17 +54,14 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
         shared = common_cells(rows, [*arms, baseline])
         cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
     by_count = sorted(arms, key=lambda arm: arms[arm])
-    points = [(arms[arm], math.expm1(v)) for arm in by_count for v in log_ratios(rows, arm, baseline, cells).values()]
-    if len({n for n, _ in points}) < 2 or len(points) < 3:
+    counts, values = [arms[arm] for arm in by_count], [log_ratios(rows, arm, baseline, cells) for arm in by_count]
+    launches = sorted(set.intersection(*(set(v) for v in values))) if values else []
+    if len(set(counts)) < 2 or len(launches) < 2:
         return None
-    return model_of(points, tuple(cells), level)
-
-
-def model_of(points: Sequence[tuple[int, float]], cells: tuple[Cell, ...] = (), level: float = 0.90) -> OverheadModel:
-    """Fit (adapters, overhead) points; see `OverheadModel`."""
-    counts = [n for n, _ in points]
-    line = fit_line(np.array(counts, float), np.array([y for _, y in points], float), level)
-    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=tuple(points), cells=cells)
+    y_KP = np.array([[math.expm1(v[k]) for v in values] for k in launches])
+    line = fit_repeated_line(np.array(counts, float), y_KP, level)
+    points = tuple((n, float(y)) for n, column in zip(counts, y_KP.T, strict=True) for y in column)
+    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=points, cells=tuple(cells))
 
 
 @dataclass(frozen=True)

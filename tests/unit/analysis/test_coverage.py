@@ -15,6 +15,7 @@ from tunescope.analysis.inference import (
     crossed_t,
     f1_pseudo_values,
     fit_line,
+    fit_repeated_line,
     multi_bootstrap,
     relative_noninferiority,
     relative_test,
@@ -192,6 +193,22 @@ def test_hc3_slopes_and_break_even_cover(adapters, launches, noise, at_least, at
         meets += bool(found.bounded and found.low <= 3.125 <= found.high)
     assert at_least <= slopes / draws <= at_most
     assert bounded / draws >= 0.98 and 0.84 <= meets / bounded <= 0.99
+
+
+@pytest.mark.parametrize("adapters", [(1, 2, 4), (1, 2, 4, 8, 16, 32)])
+@pytest.mark.parametrize("launches", [3, 10])
+def test_lines_over_launches_and_their_break_even_cover_with_a_shared_baseline(adapters, launches):
+    rng, draws, covered = np.random.default_rng(3), 1000, np.zeros(3)
+    x = np.array(adapters, dtype=float)
+    for _ in range(draws):
+        y = 0.05 + 0.08 * x + 0.02 * rng.standard_normal((launches, len(x))) + 0.02 * rng.standard_normal((launches, 1))
+        line = fit_repeated_line(x, y)
+        found = break_even(line, 0.3)
+        covered += (
+            line.intercept_interval[0] <= 0.05 <= line.intercept_interval[1], line.slope_interval[0] <= 0.08 <= line.slope_interval[1],
+            not found.bounded or found.low <= 3.125 <= found.high,
+        )  # fmt: skip
+    assert (np.abs(covered / draws - 0.9) <= 0.03).all(), covered / draws
 
 
 @pytest.mark.parametrize(("tasks", "runs"), [(4, 6), (4, 3), (2, 3)])

@@ -8,7 +8,7 @@ from scipy import stats
 from launch_rows import cell, row
 from tunescope.analysis.crossed import fieller
 from tunescope.analysis.regression import lack_of_fit
-from tunescope.serve.scaling import break_even, model_of, overhead_model, recommendations, summary
+from tunescope.serve.scaling import break_even, overhead_model, recommendations, summary
 
 
 def engines(overheads, launches=10, noise=0.0, seed=0, batch=4):
@@ -30,18 +30,23 @@ def test_an_exact_line_is_recovered():
     assert model.predict(3) == (pytest.approx(0.25), False) and model.predict(8) == (pytest.approx(0.50), True)
 
 
-def test_the_covariance_is_hc3():
-    points = [(1, 0.1), (1, 0.3), (2, 0.2), (4, 0.5), (4, 0.9)]
-    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points])
-    design = np.column_stack([np.ones_like(x), x])
-    inverse = np.linalg.inv(design.T @ design)
-    beta = inverse @ design.T @ y
-    weight = ((y - design @ beta) / (1 - np.einsum("ij,jk,ik->i", design, inverse, design))) ** 2
-    expected = inverse @ (design.T * weight) @ design @ inverse
-    model = model_of(points)
-    assert np.array(model.covariance) == pytest.approx(expected)
-    half = stats.t.ppf(0.95, 3) * math.sqrt(expected[1, 1])
-    assert model.slope_interval == pytest.approx((beta[1] - half, beta[1] + half))
+def test_limits_are_those_of_the_launches_own_lines():
+    """Against numpy's fit of each launch by itself."""
+    rows = engines({1: 0.1, 2: 0.2, 4: 0.3}, launches=5, noise=0.05)
+    ms = {(r["arm"], r["launch"]): r["cells"][0]["ms_per_token"] for r in rows}
+    y = [[ms[f"adapters_{n}", k] / ms["merged", k] - 1 for n in (1, 2, 4)] for k in range(5)]
+    slopes, intercepts = np.array([np.polyfit([1, 2, 4], line, 1) for line in y]).T
+    model, quantile = overhead_model(rows, "merged"), stats.t.ppf(0.95, 4)
+    for found, limits, each in ((model.intercept, model.intercept_interval, intercepts), (model.slope, model.slope_interval, slopes)):
+        half = quantile * each.std(ddof=1) / math.sqrt(5)
+        assert found == pytest.approx(each.mean()) and limits == pytest.approx((each.mean() - half, each.mean() + half))
+    assert np.array(model.covariance) == pytest.approx(np.cov(intercepts, slopes) / 5) and model.df == 4
+
+
+def test_a_launch_that_lacks_an_arm_is_left_out():
+    rows = [r for r in engines({1: 0.1, 2: 0.2}, launches=4, noise=0.05) if (r["arm"], r["launch"]) != ("adapters_2", 3)]
+    assert overhead_model(rows, "merged").df == 2
+    assert overhead_model([r for r in rows if r["launch"] in (0, 3)], "merged") is None, "one whole launch has no spread"
 
 
 def test_lack_of_fit_is_the_analysis_of_variance_against_pure_error():
