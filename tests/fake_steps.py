@@ -73,13 +73,15 @@ def fake_step(inputs: Any, ctx: StepContext) -> StepResult:
     if inputs.kind == "data":
         return _data(inputs, ctx)
     upstream = {i: (folder / "out.txt").read_text() for i, folder in ctx.upstream.items() if not i.startswith("data/")}
-    text = fingerprint({"inputs": inputs, "upstream": upstream, "salt": settings.get("salt", {}).get(step_id, "")})
+    salt = settings.get("salt", {}).get(step_id, "")
+    text = fingerprint({"inputs": inputs, "upstream": upstream, "salt": salt})
     (ctx.folder / "out.txt").write_text(text)
     rate = getattr(inputs, "learning_rate", None)
     metrics = [Metric(name="accuracy", value=int(text[:8], 16) / 2**32, unit="fraction", split="test")]
     if rate:
         metrics.append(Metric(name="selection_loss", value=1 - rate, unit="nats/token", split="selection"))
-    (ctx.folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": metrics[0].value / (i + 1)}) + "\n" for i in range(9)))
+    losses = [metrics[0].value / (i + 1) + 10 * bool(salt) for i in range(9)]  # salted curves never overlap the others, whatever the hash
+    (ctx.folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": v}) + "\n" for i, v in enumerate(losses)))
     resources = [Metric(name="wall_s", value=time.time() % 1, unit="s")]
     return StepResult(metrics, resources, {"text": text}, ["out.txt"], [f"flag of {step_id}"] if inputs.kind == "drift" else [])
 
