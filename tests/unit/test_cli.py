@@ -164,7 +164,13 @@ def test_a_failed_step_is_exit_1_and_shown(cli, faked, tmp_path):
     code, out, err = cli("run", "quickstart", "--display", "none", *SMALL)
     assert code == 1 and "report: " in out and "baseline/rte" in err and "ZeroDivisionError" in err
     out = cli("status", "quickstart", *SMALL)[1]
-    assert "failed  baseline/rte" in out and "56 done · 1 failed" in out and "flag    drift/rte  flag of drift/rte" in out
+    lines = out.splitlines()
+    assert lines[0] == "56 done · 1 failed" and lines[1].startswith("failed  baseline/rte  ")
+    again = "`tunescope run quickstart --retry-failed --set serving=null --set execution.retries=0`"
+    assert lines[2].startswith("next    `tunescope show quickstart baseline/rte ") and lines[2].endswith(f"says why; {again} tries again")
+    assert lines[3].startswith("flags   28, the most severe first")
+    assert [line.split()[:3] for line in lines[4:]] == [["broken", "records-missing", "24"], ["doubtful", "other", "4"]]
+    assert cli("status", "quickstart", "--flags", *SMALL)[1].count("  flag of drift/") == 4
     shown = cli("show", "quickstart", "baseline/rte", *SMALL)[1]
     assert "Traceback" in shown and "--only baseline/rte --retry-failed --set serving=null" in shown
 

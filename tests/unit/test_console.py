@@ -23,12 +23,45 @@ def states(*found: StepState) -> dict[str, StepState]:
     return {s.step.id: s for s in found}
 
 
+def text(flags=(), **more) -> console.StatusText:
+    return console.StatusText(lambda found: flags, lambda verb, *options: " ".join((verb, *options)), **more)
+
+
 def test_a_small_screen_keeps_the_counts_and_what_runs():
-    lines = [*(f"todo    step-{i}" for i in range(20)), "running train/x", "failed  train/y", "1 running · 1 failed · 20 todo"]
+    lines = ["1 running · 1 failed · 20 todo", "running train/x", "failed  train/y", *(f"todo    step-{i}" for i in range(20))]
     shown = console.fitting(lines, 8)
-    assert len(shown) == 7 and shown[:2] == ["running train/x", "failed  train/y"]
-    assert shown[-2].startswith("… 17 more lines") and shown[-1] == lines[-1]
+    assert len(shown) == 7 and shown[:-1] == lines[:6] and shown[-1].startswith("… 17 more lines")
     assert console.fitting(lines, 24) == lines
+
+
+def test_a_status_says_first_how_it_stands_and_what_to_type_and_flags_last():
+    found = states(
+        state("train/1", "done", 10.0), state("train/2", "done", 10.0), state("drift/1", "todo", why="waits for train/3"),
+        state("train/3", "failed", why="non-finite loss"), state("baseline/1", "todo", fingerprint="ab"),
+        state("baseline/2", "todo", fingerprint="cd"), state("train/4", "stale", why="lr 1 → 2", fingerprint="ef"),
+    )  # fmt: skip
+    flags = [("train/1", "training loss is 0.2 at the end, above 0.1"), ("train/1", "missing records: predictions")]
+    flags += [("train/2", "training loss is 0.3 at the end, above 0.1"), ("elsewhere", "adapter weights explode (largest 1e3)")]
+    assert text(flags).lines(found, set(found)) == [
+        "2 done · 1 stale · 3 todo · 1 failed",
+        "failed  train/3  non-finite loss",
+        "next    show train/3 says why; run --retry-failed tries again",
+        "next    run does what is left",
+        "stale   train/4  lr 1 → 2",
+        "todo    drift/1  waits for train/3",
+        "todo    baseline/rte  2 steps, the first  baseline/1, ready",
+        "flags   3, the most severe first; status --flags lists each with its step",
+        "        broken   records-missing       1  train/1: missing records: predictions",
+        "        doubtful loss-high             2  e.g. train/1: training loss is 0.2 at the end, above 0.1",
+    ]
+    every = [line for line in text(flags, all_flags=True).lines(found, set(found)) if line.startswith("flag ")]
+    assert [line.split()[3] for line in every] == ["train/1", "train/1", "train/2"] and "0.3" in every[2]
+
+
+def test_when_all_is_done_the_report_is_next():
+    found = states(state("train/1", "done", 10.0))
+    assert text().lines(found, {"train/1"}) == ["1 done", "next    report writes the report"]
+    assert text(report=lambda found: "r.html").lines(found, {"train/1"}) == ["1 done", "next    read r.html"]
 
 
 def test_a_step_keeps_its_row_while_it_runs_and_new_ones_take_the_first_free():
@@ -54,11 +87,11 @@ def test_watching_prints_changes_only_and_ends_when_nothing_is_left(capsys):
     looks = iter(
         [states(state("train/1", "running", why="on here", lease=lease))] * 3 + [states(state("train/1", "failed", why="non-finite loss"))]
     )
-    console.watch_status(lambda: next(looks), ["train/1"], lambda found: [("train/1", "a flag")], every_s=0.0)
+    console.watch_status(lambda: next(looks), ["train/1"], text([("train/1", "a flag")]), every_s=0.0)
     out = capsys.readouterr().out
     assert out.count("running train/1  on here  3/9 loss 1.2") == 1
-    assert "failed  train/1  non-finite loss" in out and out.count("flag    train/1  a flag") == 2
-    assert out.splitlines()[-1] == "1 failed"
+    assert "failed  train/1  non-finite loss" in out and out.count("train/1: a flag") == 2
+    assert [line for line in out.splitlines() if line[:2].isdigit() is False and line[0].isdigit()] == ["1 running", "1 failed"]
 
 
 def test_lines_of_validate_stand_under_their_tier_with_its_claim():

@@ -168,11 +168,13 @@ def status(
     phase: PhaseOption = None,
     machine: MachineOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until nothing is left to do.")] = False,
+    all_flags: Annotated[bool, typer.Option("--flags", help="List every red flag with its step, not one line a kind of flag.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is done, stale (and why), running, failed, blocked or to do; and the red flags."""
+    """Say what is done, running, failed, blocked, stale (and why) or to do, what to do next; and the red flags by severity."""
     from tunescope.analysis.step_flags import finished_flags
-    from tunescope.console import status_lines, watch_status
+    from tunescope.console import StatusText, watch_status
+    from tunescope.run.reporting import current_report
     from tunescope.run.selection import Selection, select
     from tunescope.run.session import Session
 
@@ -182,16 +184,27 @@ def status(
     def flags(states: "States") -> list[tuple[str, str]]:
         return finished_flags(session.file.study, {i: s.finished for i, s in states.items() if s.finished})
 
+    def command(verb: str, *more: str) -> str:
+        filters = [("--kind", kind), ("--only", only), ("--task", task), ("--phase", [phase]), ("--machine", [machine])]
+        narrowed = [part for name, values in filters for value in values or () if value for part in (name, value)]
+        sets = [part for item in overrides or () for part in ("--set", item)]
+        return f"`{shlex.join(['tunescope', verb, study, *more, *(narrowed if verb in ('run', 'status') else []), *sets])}`"
+
+    def report(states: "States") -> str | None:
+        path = current_report(session.file, session.store, states)
+        return str(path) if path else None
+
+    text = StatusText(flags, command, report, all_flags)
     if watch and not as_json:
-        watch_status(session.states, chosen.named, flags)
+        watch_status(session.states, chosen.named, text)
         return
     states = session.states()
-    found = flags(states)
     if as_json:
-        rows = [_state_row(s, [text for step, text in found if step == i]) for i, s in states.items() if i in chosen.named]
+        found = flags(states)
+        rows = [_state_row(s, [flag for step, flag in found if step == i]) for i, s in states.items() if i in chosen.named]
         print_json({"study": session.file.study.name, "steps": rows})
         return
-    print("\n".join(status_lines(states, chosen.named, found)))
+    print("\n".join(text.lines(states, chosen.named)))
 
 
 def _state_row(state: "StepState", flags: list[str]) -> dict[str, Any]:
