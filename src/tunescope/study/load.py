@@ -89,7 +89,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"{place}: missing; it has no default"
         else:
-            yield f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+            yield from (f"{place}: {line}" for line in problem["msg"].removeprefix("Value error, ").splitlines())
 
 
 def _quoted(expected: str) -> list[str]:

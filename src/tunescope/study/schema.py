@@ -3,7 +3,17 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
@@ -109,6 +119,7 @@ class TrainingSpec(Frozen):
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 10
     search_seed: int = 42
+    """Left out, it follows `seeds`: 42 where that is one of them, else the first."""
     deterministic: bool = True
     gradient_checkpointing: bool = False
 
@@ -145,6 +156,7 @@ class ServingSpec(Frozen):
     two_adapters: tuple[TaskName, TaskName] = ("sst2", "squad_v2")
     arms: tuple[ArmName, ...] = ("base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching")
     seed: int = 42
+    """Whose runs are served. Left out, it follows `seeds`: 42 where that is one of them, else the first."""
     batch_sizes: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16)
     prompt_lengths: tuple[PositiveInt, ...] = (128, 256, 512)
     output_tokens: PositiveInt = 128
@@ -209,9 +221,9 @@ class Study(Frozen):
     tasks: dict[TaskName, TaskSpec]
     methods: dict[str, MethodSpec]
     seeds: tuple[int, ...]
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = Field(default=TrainingSpec(), validate_default=True)
     drift: DriftSpec = DriftSpec()
-    serving: ServingSpec | None = ServingSpec()
+    serving: ServingSpec | None = Field(default=ServingSpec(), validate_default=True)
     analysis: AnalysisSpec = AnalysisSpec()
 
     def learning_rates(self, task: TaskName, method: str) -> tuple[float, ...]:
@@ -222,11 +234,20 @@ class Study(Frozen):
         """The batch sizes searched on one task, shared by all arms."""
         return self.tasks[task].batch_sizes or self.training.batch_sizes
 
+    @field_validator("training", "serving")
+    @classmethod
+    def _following_seeds(cls, spec: TrainingSpec | ServingSpec | None, info: ValidationInfo) -> TrainingSpec | ServingSpec | None:
+        """A seed that the file leaves out is one of `seeds`, which may have been edited."""
+        name, seeds = "search_seed" if info.field_name == "training" else "seed", info.data.get("seeds")
+        if spec is None or not seeds or name in spec.model_fields_set or getattr(spec, name) in seeds:
+            return spec
+        return spec.model_copy(update={name: seeds[0]})
+
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
         problems = list(_inconsistencies(self))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -237,8 +258,12 @@ def _inconsistencies(study: Study) -> list[str]:
         found.append("tasks, methods and seeds each need at least one entry")
     if len(set(study.seeds)) != len(study.seeds):
         found.append("seeds: each seed once")
-    if study.training.search_seed not in study.seeds:
-        found.append(f"training.search_seed: {study.training.search_seed} is not one of seeds {list(study.seeds)}")
+    chosen = {"training.search_seed": study.training.search_seed}
+    if study.serving is not None:
+        chosen["serving.seed"] = study.serving.seed
+    for place, seed in chosen.items():
+        if seed not in study.seeds:
+            found.append(f"{place}: {seed} is not one of seeds {list(study.seeds)}; leave it out, so that it follows seeds, or name one")
     for role in ("reference_method", "candidate_method"):
         if getattr(study.analysis, role) not in study.methods:
             found.append(f"analysis.{role}: no method named '{getattr(study.analysis, role)}' in methods {list(study.methods)}")
@@ -257,8 +282,6 @@ def _inconsistencies(study: Study) -> list[str]:
     if serving is not None:
         wanted = serving.served_tasks(())
         found += [f"serving: task '{t}' is not one of the study's tasks" for t in sorted(wanted - set(study.tasks))]
-        if serving.seed not in study.seeds:
-            found.append(f"serving.seed: {serving.seed} is not one of seeds {list(study.seeds)}")
     return found
 
 

@@ -75,9 +75,28 @@ def test_unequal_search_budgets_are_refused(tiny):
     assert "equal search budget" in line
 
 
+def test_seeds_that_are_left_out_follow_seeds_and_stay_42_where_they_can(tiny):
+    served = "serving={task: sst2, two_adapters: [sst2, sst2], arms: [base]}"
+    for seeds, expected in (("[7,8]", 7), ("[7,42]", 42)):
+        study = load_study(str(tiny), [f"seeds={seeds}", served]).study
+        assert (study.training.search_seed, study.serving.seed) == (expected, expected)
+    assert load_study(str(tiny), ["seeds=[7]", "training={max_steps: 3}"]).study.training.search_seed == 7
+
+
+def test_seeds_that_contradict_seeds_are_named_each_with_the_remedy(tiny):
+    served = "serving={task: sst2, two_adapters: [sst2, sst2], arms: [base], seed: 2}"
+    lines = problems(tiny, "seeds=[7,8]", "training.search_seed=1", served)
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        f"study: {place} is not one of seeds [7, 8]; leave it out, so that it follows seeds, or name one"
+        for place in ("training.search_seed: 1", "serving.seed: 2")
+    ]
+
+
 def test_serving_task_must_be_in_the_study(tiny):
-    (line,) = problems(tiny, "serving.task=rte")
-    assert "serving" in line and "rte" in line
+    lines = problems(tiny, "serving.task=rte")
+    assert len(lines) == 2 and all(
+        f"serving: task '{task}' is not one" in line for task, line in zip(("rte", "squad_v2"), lines, strict=True)
+    )
 
 
 def test_missing_file_and_unknown_name():
