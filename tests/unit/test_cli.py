@@ -126,6 +126,19 @@ def test_json_verbs(cli):
     assert shown["status"] == "todo" and shown["command"] == "tunescope run quickstart --only serve"
 
 
+def test_plan_lists_the_ids_that_other_verbs_take(cli):
+    lines = cli("plan", "quickstart", "--steps")[1].splitlines()
+    ids = [line.split()[0] for line in lines]
+    assert ids == [row["id"] for row in json.loads(cli("plan", "quickstart", "--json")[1])["steps"]] and len(set(ids)) == 58
+    assert cli("show", "quickstart", ids[-1])[0] == 0
+    found = cli("plan", "lora_vs_full", "--only", "train/sst2/*/final/seed-42")[1].splitlines()
+    assert found == [f"train/sst2/{method}/final/seed-42  phase 1   vm1" for method in ("full", "lora")]
+    rows = json.loads(cli("plan", "quickstart", "--only", "drift/*", "--json")[1])["steps"]
+    assert [row["id"] for row in rows] == [i for i in ids if i.startswith("drift/")]
+    code, out, err = cli("plan", "quickstart", "--only", "nothing")
+    assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists them" in err
+
+
 def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):
     code, out, err = cli("run", "quickstart", "--display", "plain", *SMALL)
     assert code == 0, err

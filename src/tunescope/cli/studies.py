@@ -8,7 +8,7 @@ import typer
 
 from tunescope.errors import StudyError
 
-from .options import JsonOption, MethodOption, SetOption, StudyArgument, TaskOption, app, print_json
+from .options import JsonOption, MethodOption, OnlyOption, SetOption, StudyArgument, TaskOption, app, print_json
 
 
 @app.command()
@@ -61,21 +61,33 @@ def check(
 @app.command()
 def plan(
     study: StudyArgument,
+    steps: Annotated[bool, typer.Option("--steps", help="List the id of every step instead, as --only, show and export take it.")] = False,
+    only: OnlyOption = None,
     pilot: Annotated[Path | None, typer.Option(help="Folder of a finished pilot (runs/NAME); its spreads replace assumed ones.")] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every step: phases, machines, counts, needs, rough cost; the registered plan and its power."""
+    """Show every step: phases, machines, counts, needs, hours where known; the registered plan and its power. --only lists matching ids."""
     from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
+    from tunescope.run.selection import Selection, select
     from tunescope.run.session import Session
-    from tunescope.study.outline import cost, graph
+    from tunescope.study.outline import cost, graph, step_lines
 
     session = Session.open(study, overrides or ())
-    if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan), **design(session.plan, session.store, pilot)})
+    if steps or only:
+        named = select(session.plan, Selection(only=only or ())).named
+        chosen = [step for step in session.plan.steps if step.id in named]
+        if as_json:
+            print_json({"study": session.file.study.name, "steps": plan_rows(chosen)})
+        else:
+            print("\n".join(step_lines(chosen)))
         return
-    print("\n".join([f"{session.file.study.name}: {len(session.plan.steps)} steps", "", *graph(session.plan), "", *cost(session.plan)]))
+    if as_json:
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **design(session.plan, session.store, pilot)})
+        return
+    head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `tunescope plan {study} --steps` lists their ids"
+    print("\n".join([head, "", *graph(session.plan), "", *cost(session.plan)]))
     print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 
 

@@ -1,6 +1,7 @@
 """Statistics and report from whatever is finished: always recomputed, unless the last report was built from the very same results."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import yaml
 
 from tunescope import __version__
 from tunescope.study.identity import canonical, fingerprint
-from tunescope.study.plan import Plan
+from tunescope.study.plan import Plan, Step
 from tunescope.study.schema import StudyFile
 
 from .files import read_json, sha256_file, write_json, write_text
@@ -102,22 +103,22 @@ def _track(study_file: StudyFile, findings: "Findings", results: Path) -> None:
 def write_study(study_file: StudyFile, plan: Plan, store: Store) -> None:
     """Keep the resolved study and its plan beside the results (written only when they change)."""
     text = yaml.safe_dump(study_file.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    rows = plan_rows(plan)
+    rows = plan_rows(plan.steps)
     if not _same_text(store.root / "study.yaml", text):
         write_text(store.root / "study.yaml", text)
     if read_json(store.root / "plan.json") != {"steps": rows}:
         write_json(store.root / "plan.json", {"steps": rows})
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """The plan as JSON rows."""
+def plan_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Steps of a plan as JSON rows."""
     return [
         {
             "id": s.id, "kind": s.kind, "phase": s.phase, "machine": s.machine, "task": s.task, "method": s.method,
             "role": s.role, "seed": s.seed,
             "needs": list(s.needs), "selects_from": list(s.selects_from),
         }
-        for s in plan.steps
+        for s in steps
     ]  # fmt: skip
 
 

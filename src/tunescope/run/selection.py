@@ -60,7 +60,7 @@ def select(plan: Plan, selection: Selection) -> Chosen:
         raise StudyError(problems)
     named = {s.id for s in plan.steps if _matches(s, selection)}
     if not named and selection.phase != "2b":
-        raise StudyError("no step matches all of the given filters together; `tunescope plan` lists the steps")
+        raise StudyError("no step matches all of the given filters together; `tunescope plan STUDY --steps` lists the steps")
     needed = _closure(plan, named)
     run = {i for i in needed if i in named or _may_run(plan[i], selection)}
     return Chosen(frozenset(named), frozenset(run), frozenset(needed))
@@ -75,7 +75,7 @@ def step_named(plan: Plan, step_id: str) -> Step:
     wanted = step_id.rstrip("/").removeprefix("steps/")
     ids = [s.id for s in plan.steps]
     if wanted not in ids:
-        raise StudyError(f"no step '{wanted}' in this study{_nearest(wanted, ids)}; `tunescope plan` lists them")
+        raise StudyError(f"no step '{wanted}' in this study{_nearest(wanted, ids)}; `tunescope plan STUDY --steps` lists them")
     return plan[wanted]
 
 
@@ -122,7 +122,7 @@ def _unknown(plan: Plan, selection: Selection) -> Iterable[str]:
     ids = [s.id for s in plan.steps]
     for glob in selection.only:
         if not fnmatch.filter(ids, glob):
-            yield f"--only {glob}: matches no step{_nearest(glob, ids)}; `tunescope plan` lists them"
+            yield f"--only {glob}: matches no step{_nearest(glob, ids)}; `tunescope plan STUDY --steps` lists them"
 
 
 def _not_in(option: str, given: Iterable[str], valid: Iterable[str]) -> Iterable[str]:

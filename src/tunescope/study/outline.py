@@ -1,38 +1,57 @@
-"""A plan on one readable page: the graph by phase and task, and its rough cost with the basis stated."""
+"""A plan on one readable page: the graph by phase and task, and what it takes as far as that was measured."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from .inputs import BaselineInputs, BaseProbeInputs, TrainInputs
 from .plan import Plan, Step
-from .schema import ModelSpec, Study, TaskName, TrainingSpec
+from .schema import ModelSpec, ServingSpec, Study, TaskName, TrainingSpec
 
+MEASURED: Mapping[bool, int] = {False: 10_121, True: 22_023}
+"""Real tokens a second of one run alone (True: of an adapter): TinyLlama-1.1B, MRPC, batch 8, one H100 80GB; docs/performance.md."""
 BASIS = (
-    "rough: full training sets, all epochs, padding-free token counts (about 75 a pair, 25 a sentence, 190 a question); one H200 at "
-    "7,000 real tokens a second (stock Trainer, batch 8, TinyLlama-1.1B); a small CPU model at 3,000 a second and thread; a serving launch "
-    "70 s plus 2.2 ms a decode step (GPU) or 25 s (CPU)"
+    "training h: steps on all rows for max_epochs or max_steps (early stopping ends sooner), at 10,121 (full) and 22,023 (adapter) real "
+    "tokens a second: TinyLlama-1.1B at batch 8 on one H100, one run at a time. Evaluation, probes and scoring come on top, and kinds "
+    "without hours."
+)
+NO_BASIS = (
+    "no hours: training was measured for a model of 1.1 B parameters on an H100 only; `tunescope run` shows the time left as soon as one "
+    "step of each kind is done"
 )
 _TOKENS: Mapping[TaskName, int] = {"mrpc": 75, "sst2": 25, "rte": 75, "squad_v2": 190}
+"""Real tokens of a row, rounded: a pair of sentences, a sentence, a question with its paragraph."""
 _TRAIN_ROWS: Mapping[TaskName, int] = {"mrpc": 3668, "sst2": 66_349, "rte": 2241, "squad_v2": 117_287}
 
 
 def seconds(study: Study, step: Step) -> float:
-    """Expected seconds of one step on one device (see BASIS)."""
+    """A guess at a step's seconds that only orders steps (the longest path first); it is never shown."""
     small = study.model.name.startswith("sprout")
-    rate = 3_000 if small else 7_000
     if step.kind == "serve":
         return _serve_seconds(study, small)
     if step.task is None or step.kind in ("data", "drift"):
         return 10
     if step.kind in ("baseline", "base-probe"):
         return 30 if small else 300
-    tokens = _TOKENS[step.task]
+    return training_tokens(study, step) / (3_000 if small else 7_000)
+
+
+def training_tokens(study: Study, step: Step) -> float:
+    """Real tokens of a training step's optimizer steps, at most (early stopping may end it)."""
+    assert step.task is not None
     spec, training = study.tasks[step.task], study.training
     rows = min(spec.limits.train or _TRAIN_ROWS[step.task], _TRAIN_ROWS[step.task]) * training.max_epochs
     steps = spec.max_steps or training.max_steps
     if steps:
         rows = min(rows, steps * max(study.batch_sizes(step.task)))
-    return rows * tokens / rate
+    return rows * _TOKENS[step.task]
+
+
+def training_seconds(study: Study, step: Step) -> float | None:
+    """Seconds of a training step's optimizer steps by MEASURED; None for other kinds, and for models that were not measured."""
+    parameters = _parameters(study.model)
+    if step.kind != "train" or parameters is None or not 1.0e9 <= parameters <= 1.2e9:
+        return None
+    return training_tokens(study, step) / MEASURED[study.methods[str(step.method)].adapter is not None]
 
 
 def _serve_seconds(study: Study, small: bool) -> float:
@@ -87,13 +106,19 @@ def _tokens_at_once(study: Study, inputs: TrainInputs) -> float:
     return rows * inputs.task_spec.max_length * kept * (2 if training.precision == "fp32" else 1)
 
 
-def by_group(plan: Plan) -> list[tuple[str, str, str, int, float]]:
-    """Rows (phase, machine, group, steps, seconds in total) in plan order, one per phase, machine, kind and role."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
+def by_group(plan: Plan) -> list[tuple[str, str, str, int, float | None]]:
+    """Rows (phase, machine, group, steps, seconds in total if known) in plan order, one per phase, machine, kind and role."""
+    groups: dict[tuple[str, str, str], list[float | None]] = {}
     for step in plan.steps:
         name = step.kind if step.role is None else f"{step.kind} ({step.role})"
-        groups.setdefault((step.phase, step.machine or "any", name), []).append(seconds(plan.study, step))
-    return [(*key, len(values), sum(values)) for key, values in sorted(groups.items())]
+        groups.setdefault((step.phase, step.machine or "any", name), []).append(training_seconds(plan.study, step))
+    return [(*key, len(values), _sum(values)) for key, values in sorted(groups.items())]
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum of the known values; None when there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def graph(plan: Plan) -> list[str]:
@@ -106,6 +131,12 @@ def graph(plan: Plan) -> list[str]:
         if step.phase == "2a":
             found.append(f"  {step.id:<34}{_on(step)}  needs {_needs(step)}")
     return [*found, "Phase 2b", "  statistics, figures, report        always recomputed from the results above"]
+
+
+def step_lines(steps: Sequence[Step]) -> list[str]:
+    """A line per step: its id, phase and machine."""
+    width = max(len(step.id) for step in steps)
+    return [f"{step.id:<{width}}  phase {step.phase:<2}  {step.machine or 'any'}" for step in steps]
 
 
 def _task_lines(plan: Plan, task: TaskName) -> list[str]:
@@ -141,11 +172,22 @@ def _on(step: Step) -> str:
 
 
 def cost(plan: Plan) -> list[str]:
-    """The cost table as text."""
-    rows = [f"{p:<6}{m:<9}{g:<18}{n:>5} steps  {_hours(s):>9}" for p, m, g, n, s in by_group(plan)]
-    total = sum(s for *_, s in by_group(plan))
-    return [f"{'phase':<6}{'machine':<9}{'what':<18}{'':>11}  {'device h':>9}", *rows, f"{'':<44}  {_hours(total):>9}", BASIS]
+    """What there is to do as text: steps by group, hours of training where they were measured, and launches of the serving step."""
+    groups = by_group(plan)
+    total = _sum(row[-1] for row in groups)
+    head = f"{'phase':<6}{'machine':<9}{'what':<18}{'steps':>5}" + ("" if total is None else "  training h")
+    rows = [f"{p:<6}{m:<9}{g:<18}{n:>5}{_hours(s)}" for p, m, g, n, s in groups]
+    end = [NO_BASIS] if total is None else [f"{'':<33}{len(plan.steps):>5}{_hours(total)}", BASIS]
+    return [head, *rows, *end, *_launches(plan.study.serving)]
 
 
-def _hours(value: float) -> str:
-    return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min" if value >= 90 else f"{value:.0f} s"
+def _launches(spec: ServingSpec | None) -> list[str]:
+    if spec is None:
+        return []
+    loop = spec.open_loop
+    more = f", and {len(loop.arms) * loop.launches} of a server for the open loop" if loop else ""
+    return [f"serve: {len(spec.arms) * spec.launches} launches ({len(spec.arms)} arms x {spec.launches}){more}, one after the other"]
+
+
+def _hours(value: float | None) -> str:
+    return "" if value is None else f"{value / 3600:>12.1f}"

@@ -94,8 +94,26 @@ def test_one_batch_size_for_both_arms():
 
 def test_outline_names_every_group(plan):
     text = "\n".join([*outline.graph(plan), *outline.cost(plan)])
-    for name in ("train/rte/lora/search", "correlate", "drift/squad_v2", "Phase 2b", "vm3", "rough"):
+    for name in ("train/rte/lora/search", "correlate", "drift/squad_v2", "Phase 2b", "vm3", "serve: 170 launches (17 arms x 10), and 9 of"):
         assert name in text
+
+
+def test_hours_are_training_tokens_over_the_measured_rates(plan):
+    """SST-2: 66,349 rows x 25 tokens x 3 epochs; full 10,121, LoRA 22,023 real tokens a second."""
+    tokens = 66_349 * 25 * 3
+    assert outline.training_seconds(plan.study, plan["train/sst2/full/final/seed-42"]) == pytest.approx(tokens / 10_121)
+    assert outline.training_seconds(plan.study, plan["train/sst2/lora/final/seed-42"]) == pytest.approx(tokens / 22_023)
+    assert outline.training_seconds(plan.study, plan["serve"]) is None
+    hours = sum(outline.training_seconds(plan.study, s) or 0 for s in plan.steps) / 3600
+    assert f" {len(plan.steps)}{hours:>12.1f}" in "\n".join(outline.cost(plan))
+
+
+@pytest.mark.parametrize("model", ["sprout-2m", "someone/Llama-8B", "a/folder"])
+def test_models_that_were_not_measured_get_no_hours(model):
+    plan = build_plan(load_study("lora_vs_full", [f"model.name={model}"]).study)
+    text = outline.cost(plan)
+    assert all(outline.training_seconds(plan.study, s) is None for s in plan.steps)
+    assert outline.NO_BASIS in text and text[0].split() == ["phase", "machine", "what", "steps"]
 
 
 def test_fingerprint_is_order_free_and_refuses_nan():
