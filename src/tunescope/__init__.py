@@ -19,12 +19,16 @@ def load_results(path: "str | PathLike[str]") -> "Frames":
     Raises:
         PrerequisiteError: no published tables there.
     """
+    import json
+    from dataclasses import replace
     from pathlib import Path
 
     from tunescope.analysis.frames import load_results as read
+    from tunescope.analysis.overview import headline
     from tunescope.errors import PrerequisiteError
 
     found = [p for p in (Path(path), Path(path) / "results") if (p / "metrics.parquet").is_file() and (p / "documents.json").is_file()]
     if not found:
         raise PrerequisiteError(f"no published results in {path} or {Path(path) / 'results'}: run `tunescope report STUDY` first")
-    return read(found[0])
+    report = found[0].resolve().parent / "analysis" / "final_analysis_report.json"
+    return replace(read(found[0]), headline=headline(json.loads(report.read_text(encoding="utf-8"))) if report.is_file() else ())

@@ -15,6 +15,7 @@ from tunescope.study.registration import FILE as REGISTRATION
 from tunescope.study.schema import Study
 
 from .findings import Missing
+from .overview import overview
 
 MissingByStep = Mapping[str, tuple[str, str]]
 """step id -> (state, why)."""
@@ -67,7 +68,7 @@ class Planned(Protocol):
     def id(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Frames:
     """The store as tables. See COLUMNS; `launches` has one row per good launch and cell, `engines` one per launch, good or not.
 
@@ -90,6 +91,11 @@ class Frames:
     """(step id, what could not be read)."""
     registration: dict[str, Any] | None = None
     """registration.json of the store; None when there is none, {} when it cannot be read."""
+    headline: tuple[str, ...] = ()
+    """Study and verdicts of the report beside the tables, for `repr`."""
+
+    def __repr__(self) -> str:
+        return overview(self)
 
     def without(self, step_ids: Iterable[str]) -> "Frames":
         """The same tables less everything that came from these steps (stale results, for one)."""

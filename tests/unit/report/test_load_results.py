@@ -19,6 +19,18 @@ def test_frames_come_back_as_they_were_published(published: Published) -> None:
         assert read.planned == published.frames.planned
 
 
+def test_a_prompt_shows_study_counts_and_verdicts_in_five_lines(published: Published) -> None:
+    read = tunescope.load_results(published.root)
+    lines = repr(read).splitlines()
+    assert len(lines) == 5 and all(len(line) < 250 for line in lines)
+    assert lines[0] == f"tunescope results of 'simulated' ({published.findings.generated})"
+    for claim in published.findings.claims:
+        assert (f"{claim.id} {claim.verdict}" in lines[1]) == (claim.task is None)
+    assert lines[2] == f"steps: {len(read.steps)} of {len(read.planned)} finished"
+    assert f"metrics {len(read.metrics):,}, " in lines[3]
+    assert repr(published.frames).startswith("tunescope tables\nsteps: ")
+
+
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match="tunescope report"):
         tunescope.load_results(tmp_path)
