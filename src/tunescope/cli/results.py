@@ -61,13 +61,14 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="runs/<study> of other hosts, copied or mounted here.")],
     overrides: SetOption = None,
 ) -> None:
-    """Bring finished steps of other hosts together; refuses plans, models or results that contradict each other."""
+    """Bring finished steps of other hosts together; refuses plans, models or results that contradict each other, leaves out stale ones."""
     from tunescope.console import talk
     from tunescope.run.merge import merge as bring_together
     from tunescope.run.session import Session
 
     done = bring_together(Session.open(study, overrides or ()), folders, lambda text: talk.print(text, markup=False))
-    print(f"{len(done.copied)} steps copied, {len(done.here)} were here already or are running")
+    stale = f", {len(done.stale)} stale results left out" if done.stale else ""
+    print(f"{len(done.copied)} steps copied, {len(done.here)} were here already or are running{stale}")
 
 
 @app.command()

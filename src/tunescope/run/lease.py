@@ -194,3 +194,21 @@ def hold(folder: Path, driver: Process | None, orphaned: Callable[[], None], pla
     finally:
         heartbeat.stop()
         lock.release()
+
+
+@contextlib.contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Keep workers of this host out of a folder while it is replaced; False when one is in it (also one that has only just come)."""
+    if not folder.exists():
+        yield True
+        return
+    lock = FileLock(folder / "lease.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

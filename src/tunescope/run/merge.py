@@ -1,17 +1,22 @@
 """`tunescope merge`: bring the finished steps of other hosts' stores into this one, refusing whatever does not belong together."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from tunescope.errors import PrerequisiteError, StudyError
+from tunescope.records import FinishedStep
 from tunescope.study.identity import differences, fingerprint
+from tunescope.study.plan import Plan, Step
 from tunescope.study.registration import FILE
 
 from .files import read_json, write_json
 from .registration import plans_of
 from .session import Session
+from .state import changes_since, identify
 from .store import ASIDE, Store
 
 LOCK = "model-lock.json"
@@ -24,14 +29,27 @@ class Merged:
     copied: list[str] = field(default_factory=list)
     here: list[str] = field(default_factory=list)
     """Steps that were here already with the same digest, or that a worker is at."""
+    stale: list[str] = field(default_factory=list)
+    """Steps whose result in another store is not of this plan, and was left there."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The usable results of one step."""
+
+    step: Step
+    fitting: tuple[Store, ...]
+    """Stores whose result belongs to the plan, this one first; also those that cannot be judged, as no store has what the step needs."""
+    stale: Mapping[Store, str]
+    """Stores whose result does not, and what differs."""
 
 
 def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]) -> Merged:
-    """Copy finished steps from other stores of the same study. Nothing is copied unless everything fits.
+    """Copy finished steps from other stores of the same study. Nothing is copied unless everything fits; stale results are left out.
 
     Args:
         folders: stores (`runs/<study>`), or folders that hold one there.
-        note: where each store is announced.
+        note: where each store is announced, and each stale result with what differs.
 
     Raises:
         PrerequisiteError: a folder holds no store of this study.
@@ -41,22 +59,44 @@ def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]
     target = session.store
     sources = [_find(folder, session.file.study.name) for folder in folders]
     stores = [target, *sources]
-    problems = [*_plans(stores), *_runs_under_plans(stores), *_locks(stores), *_results(session, stores)]
-    if problems:
-        raise StudyError(problems)
+    offers = list(_offers(session.plan, stores))
+    _refuse([*_plans(stores), *_runs_under_plans(stores), *_locks(stores), *_results(offers, stores)])
     _keep_plan(target, stores)
     _keep_locks(target, stores)
     done = Merged()
-    target.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=target.root) as aside:
         for source in sources:
             note(f"merging {source.root}")
-            for step in session.plan.steps:
-                if source.result(step.id)[0] is None:
-                    continue
-                taken = target.adopt(step.id, source.folder(step.id), Path(aside))
-                (done.copied if taken else done.here).append(step.id)
+            for offer in offers:
+                step_id = offer.step.id
+                if source in offer.stale:
+                    note(f"left out, stale: {step_id}  {offer.stale[source]}")
+                    done.stale.append(step_id)
+                elif source in offer.fitting:
+                    taken = target.adopt(step_id, source.folder(step_id), Path(aside), instead=target in offer.stale)
+                    (done.copied if taken else done.here).append(step_id)
     return done
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise StudyError(problems)
+
+
+def _offers(plan: Plan, stores: Sequence[Store]) -> Iterator[Offer]:
+    """What the stores hold of each step, judged as if all that fits lay in one store."""
+    known: dict[str, FinishedStep] = {}
+    for step in plan.steps:
+        found = {store: result for store in stores if (result := store.result(step.id)[0]) is not None}
+        stale: dict[Store, str] = {}
+        if all(need in known for need in (*step.needs, *step.selects_from)):
+            wanted = identify(plan, step, known)
+            others = [store for store, result in found.items() if result.result["fingerprint"] != wanted.fingerprint]
+            stale = {store: "; ".join(changes_since(store, wanted)) for store in others}
+        fitting = tuple(store for store in found if store not in stale)
+        if fitting:
+            known[step.id] = found[fitting[0]]
+        yield Offer(step, fitting, stale)
 
 
 def _find(folder: Path, study: str) -> Store:
@@ -103,31 +143,36 @@ def _locks(stores: Sequence[Store]) -> Iterator[str]:
                 yield f"{store.root / LOCK}: {model} is at {commit}, in {where} at {other}; run one of them again with the other's lock"
 
 
-def _results(session: Session, stores: Sequence[Store]) -> Iterator[str]:
-    """No result may be damaged, and two results of one step must be the same."""
-    for step in session.plan.steps:
-        known: tuple[str, Path] | None = None
+def _results(offers: Sequence[Offer], stores: Sequence[Store]) -> Iterator[str]:
+    """No result may be damaged, and two results of one step that belong to the plan must be the same."""
+    for offer in offers:
+        step_id, known = offer.step.id, None
         for store in stores:
-            result, problem = store.result(step.id)
-            damage = problem or (store.damaged(step.id) if result is not None and store is not stores[0] else "")
+            folder, (result, problem) = store.folder(step_id), store.result(step_id)
+            damage = problem or (store.damaged(step_id) if store in offer.fitting and store is not stores[0] else "")
             if damage and store is not stores[0]:
-                yield f"{store.folder(step.id)}: {damage}; copy it again, or run the step again there"
-            if result is None or damage:
+                yield f"{folder}: {damage}; copy it again, or run the step again there"
+            if result is None or damage or store in offer.stale:
                 continue
             if known is None:
-                known = result.result["digest"], store.folder(step.id)
+                known = result.result["digest"], folder
             elif known[0] != result.result["digest"]:
-                yield f"{store.folder(step.id)}: another result than {known[1]}; remove the one that is not to count"
+                yield f"{folder}: another result than {known[1]}; remove the one that is not to count"
 
 
 def _keep_plan(target: Store, stores: Sequence[Store]) -> None:
-    """The plan counts as fixed when the first host fixed it."""
-    plans = [kept for store in stores if (kept := read_json(store.root / FILE))]
-    if plans:
-        write_json(target.root / FILE, min(plans, key=lambda kept: kept["registered"]))
+    """The plan counts as fixed when the first host fixed it. A driver may have fixed one here since the stores were compared."""
+    with target.locked():
+        _refuse([*_plans(stores), *_runs_under_plans(stores)])
+        plans = [kept for store in stores if (kept := read_json(store.root / FILE))]
+        if plans:
+            write_json(target.root / FILE, min(plans, key=lambda kept: kept["registered"]))
 
 
 def _keep_locks(target: Store, stores: Sequence[Store]) -> None:
-    locks = {model: commit for store in stores for model, commit in (read_json(store.root / LOCK) or {}).items()}
-    if locks:
-        write_json(target.root / LOCK, locks)
+    """Under the lock that a worker takes when it notes the commit of a model it loaded."""
+    with FileLock(target.root / f"{LOCK}.lock"):
+        _refuse(list(_locks(stores)))
+        locks = {model: commit for store in stores for model, commit in (read_json(store.root / LOCK) or {}).items()}
+        if locks:
+            write_json(target.root / LOCK, locks)

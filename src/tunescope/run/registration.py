@@ -21,11 +21,12 @@ RECORDED = "registered_plan"
 
 def register(study: Study, store: Store, step_id: str) -> None:
     """Fix the plan at the start of a final run, unless it is fixed: a plan may be rewritten only while no final run has ever finished."""
-    kept = kept_registration(store)
-    if _looked(store) or (kept is not None and kept.get("plan") == registered_plan(study)):
-        return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(store.root / FILE, registration(study, now, step_id))
+    with store.locked():
+        kept = kept_registration(store)
+        if _looked(store) or (kept is not None and kept.get("plan") == registered_plan(study)):
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(store.root / FILE, registration(study, now, step_id))
 
 
 def kept_registration(store: Store) -> dict[str, Any] | None:

@@ -110,11 +110,12 @@ class Surveyor:
         key = [finished[i].result["digest"] for i in (*step.needs, *step.selects_from)]
         known = self._bare.get(step.id)
         if known is None or known[0] != key:
-            self._bare[step.id] = known = key, _identify(self._plan, step, finished)
+            self._bare[step.id] = known = key, identify(self._plan, step, finished)
         return known[1]
 
 
-def _identify(plan: Plan, step: Step, finished: Mapping[str, FinishedStep]) -> StepState:
+def identify(plan: Plan, step: Step, finished: Mapping[str, FinishedStep]) -> StepState:
+    """A step with its inputs, and the fingerprint that its result must have, once its needs are among `finished`."""
     inputs = plan.resolve(step, finished)
     if inputs is None:
         return StepState(step, "todo", "waits for the search")
@@ -142,7 +143,7 @@ def _judge(store: Store, bare: StepState, mark: str, data_check: DataCheck) -> S
         again = data_check(step, result) if step.kind == "data" else ""
         return _with(bare, "todo", again) if again else _with(bare, "done", finished=result)
     if result is not None:
-        changes = _changes(store, bare)
+        changes = changes_since(store, bare)
         return _with(bare, "stale", "; ".join(changes), changes=changes)
     if problem:
         return _with(bare, "todo", f"not done: {problem}")
@@ -152,7 +153,8 @@ def _judge(store: Store, bare: StepState, mark: str, data_check: DataCheck) -> S
     return bare
 
 
-def _changes(store: Store, state: StepState) -> tuple[str, ...]:
+def changes_since(store: Store, state: StepState) -> tuple[str, ...]:
+    """Field-by-field differences of the inputs that a store's folder was made from to those of an identified step."""
     record = store.record(state.step.id)
     assert record is not None and state.inputs is not None
     lines = differences(record.identity, identity(state.step.kind, state.inputs, state.upstream))

@@ -17,7 +17,7 @@ from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
 from .files import TEMPORARY, read_json, sha256_file, write_json
-from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease
+from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease, unused
 
 FORMAT = 1
 RESULT_KEYS = {"fingerprint", "digest", "metrics", "resources", "outputs", "content", "files", "notes"}
@@ -160,7 +160,7 @@ class Store:
             The folder, or None when another worker is in it, or when another driver has finished the step meanwhile.
         """
         folder = self.folder(record.id)
-        with self._locked():
+        with self.locked():
             if self._taken(record.id):
                 return None
             result, _ = self.result(record.id)
@@ -175,22 +175,25 @@ class Store:
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
 
-    def adopt(self, step_id: str, source: Path, scratch: Path) -> bool:
+    def adopt(self, step_id: str, source: Path, scratch: Path, *, instead: bool = False) -> bool:
         """Take over another store's folder of a step: copied aside first, then moved in, so that no half copy is ever seen as a result.
+
+        A worker that a driver has just started finds the lock of its folder held, or the result in place: either way it leaves it alone.
 
         Args:
             scratch: a folder on the same disk that nobody else uses.
+            instead: whether a usable result of another fingerprint that is here moves to the attic (a stale one).
 
         Returns:
             False when there is a usable result here already, or a worker is in the folder.
         """
         aside = scratch / step_id
-        if self.result(step_id)[0] is not None:
+        if not self._open_to(step_id, source, instead):
             return False
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns("lease.json", "lease.lock"))
         folder = self.folder(step_id)
-        with self._locked():
-            if self._taken(step_id) or self.result(step_id)[0] is not None:
+        with self.locked(), unused(folder) as free:
+            if not free or self._taken(step_id) or not self._open_to(step_id, source, instead):
                 shutil.rmtree(aside)
                 return False
             if folder.exists():
@@ -198,6 +201,12 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside, folder)
         return True
+
+    def _open_to(self, step_id: str, source: Path, instead: bool) -> bool:
+        """Whether a folder may be replaced by another store's, as far as results go."""
+        here = self.result(step_id)[0]
+        theirs = read_json(source / "result.json") or {}
+        return here is None or (instead and here.result["fingerprint"] != theirs.get("fingerprint"))
 
     def _taken(self, step_id: str) -> bool:
         """Whether a worker is in the folder. Another host's is given up only when its heartbeat also stands still while we watch."""
@@ -232,7 +241,8 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.folder(step_id), target)
 
-    def _locked(self) -> FileLock:
+    def locked(self) -> FileLock:
+        """The lock under which folders change places and the registered plan is written, by drivers and merges alike."""
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / ".store.lock", timeout=60)
 
