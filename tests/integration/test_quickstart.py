@@ -11,6 +11,7 @@ import sys
 import time
 from html import unescape
 
+import jsonschema
 import pandas as pd
 import pytest
 
@@ -35,7 +36,6 @@ def test_every_stage_left_its_result(quickstart, has_vllm):
 
 
 def test_results_keep_to_their_schemas(quickstart):
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with vLLM's pins (requirements/serve-cpu.txt)")
     root = quickstart.folder / "runs/quickstart"
     for name, (place, _) in DOCUMENTS.items():
         validator = jsonschema.Draft202012Validator(json.loads((root / f"results/schemas/{name}.schema.json").read_text()))

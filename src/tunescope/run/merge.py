@@ -86,16 +86,22 @@ def _refuse(problems: Sequence[str]) -> None:
 def _offers(plan: Plan, stores: Sequence[Store]) -> Iterator[Offer]:
     """What the stores hold of each step, judged as if all that fits lay in one store."""
     known: dict[str, FinishedStep] = {}
+    gone: set[str] = set()  # steps of which there are stale results only: what was made from them is stale too
     for step in plan.steps:
+        needs = (*step.needs, *step.selects_from)
         found = {store: result for store in stores if (result := store.result(step.id)[0]) is not None}
         stale: dict[Store, str] = {}
-        if all(need in known for need in (*step.needs, *step.selects_from)):
+        if lost := next((need for need in needs if need in gone), None):
+            stale = dict.fromkeys(found, f"needs {lost}, which is stale")
+        elif all(need in known for need in needs):
             wanted = identify(plan, step, known)
             others = [store for store, result in found.items() if result.result["fingerprint"] != wanted.fingerprint]
             stale = {store: "; ".join(changes_since(store, wanted)) for store in others}
         fitting = tuple(store for store in found if store not in stale)
         if fitting:
             known[step.id] = found[fitting[0]]
+        elif stale:
+            gone.add(step.id)
         yield Offer(step, fitting, stale)
 
 

@@ -2,13 +2,13 @@
 
 import json
 
+import jsonschema
 import pytest
 
 from tunescope.analysis.documents import DOCUMENTS, json_schema
 
 from .conftest import Published
 
-jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with vLLM's pins (requirements/serve-cpu.txt)")
 WRITTEN_BY_PUBLISH = set(DOCUMENTS) - {"built_from"}
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.run.data_folder import DataFolder
@@ -26,10 +27,10 @@ def hosts(bench, tmp_path):
     return tmp_path
 
 
-def bring(bench, *folders: Path, **changes):
+def bring(bench, *folders: Path, say=lambda text: None, **changes):
     study = bench.study(**changes)
     file = StudyFile.model_validate({"study": study.model_dump(mode="json"), "execution": {}})
-    return merge(Session(file, build_plan(study), bench.store, DataFolder(bench.data_dir)), folders, lambda text: None)
+    return merge(Session(file, build_plan(study), bench.store, DataFolder(bench.data_dir)), folders, say)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -115,6 +116,36 @@ def test_a_half_done_step_here_gives_way_and_a_running_one_does_not(bench, hosts
         done = bring(bench, hosts / "vm2/runs")
     assert "baseline/rte" in done.copied and (half / "result.json").exists() and "half" not in (half / "log.txt").read_text()
     assert "base-probe/rte" in done.here and not (held / "result.json").exists()
+
+
+def test_stale_results_are_left_out_and_named_and_give_way_to_those_that_fit(bench, hosts):
+    """vm2 ran RTE with other steps between probes; then vm1 has such a result, and vm2 the one that fits."""
+    changed = {"drift": bench.study().drift.model_copy(update={"every": 7})}
+    notes: list[str] = []
+    done = bring(bench, hosts / "vm2/runs", say=notes.append, **changed)
+    trained = [i for i in digests(hosts / "vm2") if i.startswith("train/rte/")]
+    assert trained and set(trained) <= set(done.stale) and not set(trained) & set(digests(hosts / "vm1"))
+    assert "baseline/rte" in done.copied
+    assert any(note.startswith("left out, stale: train/rte/lora/search-") and "drift.every 100 → 7" in note for note in notes)
+    step = "base-probe/sst2"
+    bench.root = hosts / "vm3"
+    bench.run(Selection(only=(step,)), **changed)
+    mine = hosts / "vm1/runs/steps" / step / "result.json"
+    old, new = read_json(mine), read_json(hosts / "vm3/runs/steps" / step / "result.json")
+    assert old["fingerprint"] != new["fingerprint"]
+    bench.root = hosts / "vm1"
+    assert step in bring(bench, hosts / "vm3/runs", **changed).copied
+    assert read_json(mine) == new and len(list((hosts / "vm1/runs/attic").glob(f"*/{step}/result.json"))) == 1
+
+
+def test_a_worker_that_has_only_just_come_keeps_its_folder(bench, hosts):
+    """It holds the lock, but its first heartbeat is not written yet."""
+    folder = bench.store.folder("baseline/rte")
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lease.lock"):
+        done = bring(bench, hosts / "vm2/runs")
+    assert "baseline/rte" in done.here and not (folder / "result.json").exists()
+    assert "baseline/rte" in bring(bench, hosts / "vm2/runs").copied
 
 
 def test_a_folder_without_a_store_says_what_to_name(bench, tmp_path):
