@@ -31,6 +31,8 @@ STUDY = small_study(
 )  # fmt: skip
 STUDIES = int(os.environ.get("TUNESCOPE_STUDIES", "30"))
 """Simulated studies for each test; more of them by the environment variable."""
+AT_MARGINS = max(STUDIES, 180)
+"""For the test that counts errors: 0.3 s each, so 180 keep it under a minute."""
 CHANCE = stats.binom.ppf(0.9995, STUDIES, 0.05) / STUDIES
 """The share that a true rate of 5 % exceeds once in 2,000 times."""
 
@@ -43,10 +45,10 @@ def quick_collection():
     gc.unfreeze()
 
 
-def rates(tmp_path, **planted):
+def rates(tmp_path, studies=STUDIES, **planted):
     """Share of each verdict on quality, drift, overhead and the whole hypothesis."""
     counts = {name: Counter() for name in ("quality", "drift", "overhead", "hypothesis")}
-    for k in range(STUDIES):
+    for k in range(studies):
         write_store(tmp_path, STUDY, seeds=SEEDS, rng=np.random.default_rng([k, 99]), n_examples=800, sampled=True, **planted)
         frames = collect(tmp_path, STUDY)
         found = [task_quality(frames, STUDY, "mrpc")]
@@ -54,7 +56,7 @@ def rates(tmp_path, **planted):
         failed = any(q.gate_failed("full") for q in found)
         for name, decision in zip(counts, [*decisions, hypothesis(*decisions, failed, STUDY.analysis)], strict=True):
             counts[name][decision.claim.verdict] += 1
-    return {name: {v: c[v] / STUDIES for v in ("supported", "contradicted", "inconclusive")} for name, c in counts.items()}
+    return {name: {v: c[v] / studies for v in ("supported", "contradicted", "inconclusive")} for name, c in counts.items()}
 
 
 @pytest.mark.slow
@@ -80,9 +82,14 @@ def test_two_per_cent_is_sometimes_shown_and_never_contradicted_more_than_alpha_
 
 @pytest.mark.slow
 def test_at_the_margins_few_studies_find_anything(tmp_path):
-    found = rates(tmp_path, quality_gap=0.03, drift_ratio=0.80, overhead=0.30)
+    """Of 180 studies at most 16 may find something: a true rate of 5 % exceeds that with 0.9%, 10 % with 63%, 15 % with 99%.
+
+    So it sees a rate three times too high; of one twice too high it misses 37% (TUNESCOPE_STUDIES=600 sees nearly all). Seeds are fixed:
+    it fails by a change of the code, never by the day.
+    """
+    found = rates(tmp_path, AT_MARGINS, quality_gap=0.03, drift_ratio=0.80, overhead=0.30)
     for name, counts in found.items():
-        assert max(counts["supported"], counts["contradicted"]) <= CHANCE, name
+        assert max(counts["supported"], counts["contradicted"]) <= stats.binom.ppf(0.99, AT_MARGINS, 0.05) / AT_MARGINS, name
 
 
 @pytest.mark.slow
