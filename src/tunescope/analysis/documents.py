@@ -201,7 +201,7 @@ class BuiltFrom(_Part):
     """results/built_from.json: tells whether the report is up to date."""
 
     digest: str
-    """SHA-256 over every result, what is missing, the study and the version."""
+    """SHA-256 over every result, what is missing, the study, and the versions of the package and of these forms."""
     seconds: float
 
 

@@ -23,7 +23,7 @@ from .overhead import overhead_claim
 from .quality import quality_claims, task_quality
 from .rows import baseline_rows, cost_rows, task_rows
 from .scores import paired_drift
-from .serving import serving_rows
+from .serving import overhead_summary, serving_rows
 from .tables import Material, Table, plain
 from .tables_serving import serving_tables
 from .undecided import undecided_table
@@ -54,7 +54,7 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     whole = hypothesis(*(c for c in parts if c.task is None), spec=spec)
     claims = labelled([whole, *parts], frames, study, check)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
-    material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
+    material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames), overhead_summary(frames, study))
     rows = task_rows(frames, study)
     added = added_seeds_table(everything, whole_study, check.added_seeds)
     return Findings(
