@@ -1,7 +1,9 @@
 """Why a claim cannot be decided: every kind is reached, forbids a verdict, and is asked for by kind, whatever its text says."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -65,6 +67,11 @@ def slow_base(f: Frames) -> Frames:
     return replace(f, documents={**f.documents, "serve": {**f.documents["serve"], "launches.jsonl": rows}})
 
 
+def first_launch(f: Frames) -> Frames:
+    rows = [r for r in f.documents["serve"]["launches.jsonl"] if r["launch"] == 0]
+    return replace(f, documents={**f.documents, "serve": {**f.documents["serve"], "launches.jsonl": rows}})
+
+
 def of_rte(f: Frames, **columns: Any) -> Frames:
     p = f.predictions.copy()
     for name, value in columns.items():
@@ -101,6 +108,9 @@ CASES: dict[str, tuple[Case, dict[str, list[ReasonKind]]]] = {
     ),
     "not served": (lambda f: (f, STUDY, {"serve": ("todo", "")}), {"overhead": ["missing_steps"]}),
     "few launches": (lambda f: (f, with_analysis(min_launches=20), None), {"overhead": ["too_few_launches"]}),
+    "one launch, registered so": (
+        lambda f: (first_launch(f), with_analysis(min_launches=1), None), {"overhead": ["too_few_launches"]},
+    ),
     "other cells": (
         lambda f: (f, with_analysis(overhead_prompt_length=64), None), {"overhead": ["too_few_launches", "cells_not_measured"]},
     ),
@@ -131,6 +141,11 @@ def claim(findings: Findings, name: str) -> Claim:
 
 def test_every_kind_is_reached(cases: dict[str, Findings]) -> None:
     assert {r.kind for f in cases.values() for c in f.claims for r in c.reasons} == set(get_args(ReasonKind))
+
+
+def test_every_kind_is_described() -> None:
+    page = (Path(__file__).parents[3] / "docs/report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == set(get_args(ReasonKind))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -167,7 +182,7 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert takes["nobody learned"]["drift/rte"].startswith("first a full that beats its baselines")
     assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
     few = {name for name, f in cases.items() if any("inconclusive by rule" in line.text for line in f.limitations)}
-    assert few == {"few launches", "other cells"}
+    assert few == {"few launches", "one launch, registered so", "other cells"}
 
 
 def test_a_missing_step_says_why_wherever_it_is_named(cases: dict[str, Findings]) -> None:
