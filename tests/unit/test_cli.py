@@ -297,6 +297,17 @@ def test_statistics_that_give_other_numbers_than_the_kept_report_fail(validating
     assert "compared with the kept report, DIFFERENT" in lines["all statistical tests reproducible"]["found"]
 
 
+def test_a_kept_report_of_an_older_form_is_not_compared_but_made_again(validating, cli, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr("tunescope.analysis.documents.SCHEMA", 1)
+        assert cli("report", "quickstart", *SMALL)[0] == 0
+    _, lines = validating()
+    assert lines["all statistical tests reproducible"]["found"].endswith("every table computed twice, equal")
+    cli("report", "quickstart", *SMALL)
+    _, lines = validating()
+    assert "compared with the kept report" in lines["all statistical tests reproducible"]["found"]
+
+
 def test_clean_asks_and_removes_the_attic(cli, faked, tmp_path):
     cli("run", "quickstart", "--only", "base-probe/rte", *SMALL)
     cli("run", "quickstart", "--only", "base-probe/rte", *SMALL, "--set", "drift.every=7")

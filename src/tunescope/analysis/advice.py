@@ -7,7 +7,6 @@ from tunescope.study.schema import Study
 from .answer import percent
 from .confirmatory import standing
 from .findings import Claim
-from .serving import overhead_summary
 from .tables import Material, Table, table
 from .verdicts import NAMES, meaningless
 
@@ -60,7 +59,7 @@ def _serving(m: Material, claims: dict[str, Claim]) -> Iterator[Row]:
         "inconclusive": "not decided: merge where latency counts, until more launches decide",
     }
     yield "Merge, or serve adapters side by side?", words[overhead.verdict] + _figure(overhead), conditions + _status(overhead)
-    for line in overhead_summary(m.frames, m.study).get("recommendations", []):
+    for line in m.serving.get("recommendations", []):
         yield "Serving in detail", line, conditions
 
 

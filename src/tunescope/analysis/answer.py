@@ -7,7 +7,7 @@ import pandas as pd
 from tunescope.study.schema import AnalysisSpec, Study
 
 from .confirmatory import standing
-from .findings import Claim
+from .findings import Claim, ReasonKind
 from .frames import Frames
 from .scores import seeds_of
 from .verdicts import NAMES, arm_name, meaningless, weakest
@@ -84,13 +84,13 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
     """Why an undecided claim is undecided, when it is more than a wide interval."""
     if overall.verdict != "inconclusive":
         return ""
-    reasons = {
-        "gate failed": "full fine-tuning does not beat its baselines on", "nothing was learned": "nothing was learned on",
-        "partial": "runs are missing on", "fewer than 2": "runs are missing on",
+    words: dict[ReasonKind, str] = {
+        "gate_failed": "full fine-tuning does not beat its baselines on", "nothing_learned": "nothing was learned on",
+        "missing_steps": "runs are missing on", "too_few_seeds": "runs are missing on",
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for claim in tasks:
-        reason = next((text for key, text in reasons.items() if any(note.startswith(key) for note in claim.notes)), None)
+        reason = next((text for kind, text in words.items() if claim.has(kind)), None)
         if reason:
             found.setdefault(reason, []).append(NAMES[str(claim.task)])
     return "; " + "; ".join(f"{reason} {', '.join(names)}" for reason, names in found.items()) if found else ""

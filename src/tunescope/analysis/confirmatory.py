@@ -3,10 +3,10 @@
 from tunescope.study.registration import PlanCheck
 from tunescope.study.schema import Study
 
-from .findings import Claim
+from .findings import Claim, Reservation
 from .frames import Frames
 
-NOT_CONFIRMATORY = "not confirmatory: "
+NOT_CONFIRMATORY = "not confirmatory"
 FIRST_LOOK = "a first look"
 CONFIRMATORY_SEEDS = 5
 """Registered seeds that a confirmatory claim about quality or drift takes; fewer are a first look."""
@@ -28,27 +28,20 @@ def labelled(claims: list[Claim], frames: Frames, study: Study, check: PlanCheck
     """
     if not frames.final_runs:
         return claims
-    return [_labelled(_looked_at(claim, len(study.seeds)), _why_not(claim.dimension, check)) for claim in claims]
+    return [_reserved(claim, _reservations(claim, len(study.seeds), check)) for claim in claims]
 
 
-def _looked_at(claim: Claim, seeds: int) -> Claim:
+def _reservations(claim: Claim, seeds: int, check: PlanCheck) -> list[Reservation]:
     """Few seeds: the verdict stands, but it is a first look. Overhead is measured over launches, not seeds."""
-    if seeds >= CONFIRMATORY_SEEDS or claim.dimension == "overhead":
-        return claim
-    note = f"{FIRST_LOOK}: {seeds} seed{'s' if seeds > 1 else ''}, where a confirmatory claim takes {CONFIRMATORY_SEEDS}"
-    return claim.model_copy(update={"confirmatory": False, "notes": [*claim.notes, note]})
+    why = _plan_broken(claim.dimension, check)
+    found = [Reservation(kind="plan", text=why)] if why else []
+    if seeds < CONFIRMATORY_SEEDS and claim.dimension != "overhead":
+        text = f"{seeds} seed{'s' if seeds > 1 else ''}, where a confirmatory claim takes {CONFIRMATORY_SEEDS}"
+        found.append(Reservation(kind="few_seeds", text=text))
+    return found
 
 
-def standing(claim: Claim) -> str:
-    """What a reader of a claim has to know about its plan: "" for a confirmatory one, `a first look …` or `not confirmatory …`."""
-    if claim.confirmatory:
-        return ""
-    if claim.notes[0].startswith(NOT_CONFIRMATORY):
-        return "not confirmatory: see the note of the claim"
-    return f"{FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds"
-
-
-def _why_not(dimension: str, check: PlanCheck) -> str:
+def _plan_broken(dimension: str, check: PlanCheck) -> str:
     if check.damaged:
         return "the registration kept with the runs is unreadable or was edited"
     if check.registered is None:
@@ -57,7 +50,19 @@ def _why_not(dimension: str, check: PlanCheck) -> str:
     return f"registered plan changed ({'; '.join(changes)})" if changes else ""
 
 
-def _labelled(claim: Claim, why: str) -> Claim:
-    if not why:
-        return claim
-    return claim.model_copy(update={"confirmatory": False, "notes": [NOT_CONFIRMATORY + why, *claim.notes]})
+def _reserved(claim: Claim, found: list[Reservation]) -> Claim:
+    return claim.model_copy(update={"confirmatory": not found, "reservations": found})
+
+
+def broken_plan(claim: Claim) -> str | None:
+    """Why the registered plan does not cover a claim; None when it does."""
+    return next((r.text for r in claim.reservations if r.kind == "plan"), None)
+
+
+def standing(claim: Claim) -> str:
+    """What a reader of a claim has to know about its plan: "" for a confirmatory one, `a first look …` or `not confirmatory …`."""
+    if claim.confirmatory:
+        return ""
+    if broken_plan(claim):
+        return f"{NOT_CONFIRMATORY}: see the note of the claim"
+    return f"{FIRST_LOOK}, with fewer than {CONFIRMATORY_SEEDS} seeds"

@@ -12,7 +12,8 @@ from tunescope.study.schema import AnalysisSpec
 
 from .findings import Claim, Findings, ServingRow, Verdict
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: claims have reasons and reservations by kind, and notes hold neither any more."""
 
 
 class _Part(BaseModel):
@@ -33,7 +34,7 @@ class StatisticsTable(_Part):
 
 
 class _Head(_Part):
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[2] = Field(alias="schema")
     """Version of the document's form."""
     study: str
     generated: str
@@ -151,7 +152,7 @@ class DeploymentResults(_Head):
 
 
 class _Verdict(_Part):
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[2] = Field(alias="schema")
     """Version of the document's form."""
     verdict: Verdict
     """On the whole hypothesis."""
@@ -200,7 +201,7 @@ class BuiltFrom(_Part):
     """results/built_from.json: tells whether the report is up to date."""
 
     digest: str
-    """SHA-256 over every result, what is missing, the study and the version."""
+    """SHA-256 over every result, what is missing, the study, and the versions of the package and of these forms."""
     seconds: float
 
 

@@ -3,12 +3,12 @@
 from tunescope.study.schema import Study
 
 from .crossed import Interval, RatioTest, relative_test, seed_test
-from .findings import Claim
+from .findings import Claim, Reason, ReasonKind
 from .frames import Frames
 from .frontier import frontier, frontier_note
 from .quality import TaskQuality, missing_runs
 from .scores import DriftPair, paired_drift
-from .verdicts import NAMES, Decision, decide_family, overall
+from .verdicts import NAMES, decide_family, overall
 
 
 def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | None:
@@ -26,7 +26,7 @@ def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | Non
     return seed_test(pair.candidate_S, pair.reference_S, 1 - reduction), "t over seeds"
 
 
-def drift_claims(frames: Frames, study: Study, qualities: list[TaskQuality]) -> tuple[list[Decision], Decision]:
+def drift_claims(frames: Frames, study: Study, qualities: list[TaskQuality]) -> tuple[list[Claim], Claim]:
     """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
     spec = study.analysis
     tasks = decide_family([_claim(frames, study, q) for q in qualities], spec.alpha)
@@ -38,7 +38,7 @@ def _statement(study: Study, where: str) -> str:
     return f"On {where}, {spec.candidate_method} drifts at least {100 * spec.drift_reduction:g} % less than {spec.reference_method}"
 
 
-def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
+def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Claim:
     spec, task = study.analysis, quality.task
     pair = paired_drift(frames, task, spec.candidate_method, spec.reference_method)
     tested = drift_test(pair, spec.drift_reduction) if pair else None
@@ -47,8 +47,7 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
     reduction, interval = _reduction(test)
     if test is None and pair is not None and pair.reference_S.mean() > 0:
         reduction = 1 - float(pair.candidate_S.mean() / pair.reference_S.mean())  # a single seed: shown, not tested
-    blocks, remarks = _blocks(frames, study, quality, pair, test), _remarks(frames, study, task, pair, test)
-    claim = Claim(
+    return Claim(
         id=f"drift/{task}", dimension="drift", task=task,
         statement=_statement(study, NAMES[task]),
         verdict="inconclusive", estimate=reduction, estimate_name=f"1 - D_{spec.candidate_method} / D_{spec.reference_method}",
@@ -56,10 +55,9 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Decision:
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
         method=f"{form} on D_{spec.candidate_method} - {1 - spec.drift_reduction:g} D_{spec.reference_method}, Fieller limits",
         n_seeds=len(pair.seeds) if pair else 0, n_examples=_probed(frames, pair), n_launches=None,
-        notes=[*blocks, *remarks],
+        reasons=_reasons(frames, study, quality, pair, test), notes=_notes(frames, study, task, pair, test),
         steps=sorted({*(pair.steps if pair else ()), *(s for row in quality.gate for s in row.steps)}),
     )  # fmt: skip
-    return Decision(claim, bool(blocks), tuple(remarks))
 
 
 def _probed(frames: Frames, pair: DriftPair | None) -> int | None:
@@ -76,29 +74,33 @@ def _reduction(test: RatioTest | None) -> tuple[float | None, Interval | None]:
     return 1 - test.ratio, (None if high is None else 1 - high, None if low is None else 1 - low)
 
 
-def _blocks(frames: Frames, study: Study, quality: TaskQuality, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
-    spec, found = study.analysis, []
+def _reasons(frames: Frames, study: Study, quality: TaskQuality, pair: DriftPair | None, test: RatioTest | None) -> list[Reason]:
+    """Why the claim may not be decided, most telling first."""
+    spec = study.analysis
+    found: list[tuple[ReasonKind, str]] = []
     if not quality.learned((spec.candidate_method, spec.reference_method)):
-        found.append("nothing was learned: neither method beats the majority baseline, so no drift contrast is claimed")
+        text = "nothing was learned: neither method beats the majority baseline, so no drift contrast is claimed"
+        found.append(("nothing_learned", text))
     absent = missing_runs(frames, study, quality.task)
     if absent:
-        found.append(f"partial: missing {', '.join(absent)}")
+        found.append(("missing_steps", f"partial: missing {', '.join(absent)}"))
     elif pair is None:
-        found.append("no drift scalar in the finished runs")
+        found.append(("no_drift_scalar", "no drift scalar in the finished runs"))
     elif set(pair.seeds) != set(study.seeds):
-        found.append(f"no drift scalar for seeds {', '.join(str(s) for s in study.seeds if s not in pair.seeds)}")
+        without = ", ".join(str(s) for s in study.seeds if s not in pair.seeds)
+        found.append(("no_drift_scalar", f"no drift scalar for seeds {without}"))
     if pair is not None and len(pair.seeds) < 2:
-        found.append("fewer than 2 paired seeds: nothing can be tested")
+        found.append(("too_few_seeds", "fewer than 2 paired seeds: nothing can be tested"))
     if quality.gate_missing:
-        found.append(f"whether anything was learned cannot be checked: baseline/{quality.task} has no predictions")
+        found.append(("gate_unknown", f"whether anything was learned cannot be checked: baseline/{quality.task} has no predictions"))
     if test is not None and test.contrast.p is None:
-        found.append(test.contrast.note)
+        found.append(("no_variation", test.contrast.note))
     if test is not None and test.ratio is None:
-        found.append(f"the mean drift of {spec.reference_method} is not positive: no ratio can be formed")
-    return found
+        found.append(("no_reference_drift", f"the mean drift of {spec.reference_method} is not positive: no ratio can be formed"))
+    return [Reason(kind=kind, text=text, task=quality.task) for kind, text in found]
 
 
-def _remarks(frames: Frames, study: Study, task: str, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
+def _notes(frames: Frames, study: Study, task: str, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
     spec, found = study.analysis, []
     if pair is not None:
         means = {spec.candidate_method: float(pair.candidate_S.mean()), spec.reference_method: float(pair.reference_S.mean())}

@@ -5,10 +5,35 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Verdict = Literal["supported", "contradicted", "inconclusive"]
+ReasonKind = Literal[
+    "gate_failed", "nothing_learned", "gate_unknown", "missing_steps", "too_few_seeds", "too_few_examples", "metric_not_stored",
+    "no_drift_scalar", "no_reference_drift", "no_variation", "no_serving", "too_few_launches", "cells_not_measured", "twins_differ",
+]  # fmt: skip
+"""Everything that can forbid a verdict; docs/report.md says what each means."""
 
 
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Reason(_Row):
+    """Why a claim cannot be decided."""
+
+    kind: ReasonKind
+    """What programs go by; the text may be reworded."""
+    text: str
+    task: str | None = None
+    """The task it lies in; None for serving and for the whole hypothesis."""
+
+
+class Reservation(_Row):
+    """Why a claim is not confirmatory, whatever its verdict."""
+
+    kind: Literal["plan", "few_seeds"]
+    """`plan`: the registered plan behind it changed after runs had finished, or cannot be shown to be older than they are. `few_seeds`: it
+    rests on fewer seeds than a confirmatory claim takes.
+    """
+    text: str
 
 
 class Claim(_Row):
@@ -24,6 +49,8 @@ class Claim(_Row):
     estimate: float | None
     estimate_name: str
     """e.g. `LoRA / full accuracy`, `1 - D_LoRA / D_full`, `time per token ratio - 1`."""
+    weakest_task: str | None = None
+    """The task whose estimate a claim on all tasks shows."""
     interval: tuple[float | None, float | None] | None
     interval_level: float
     margin: float | None
@@ -38,13 +65,20 @@ class Claim(_Row):
     n_seeds: int | None
     n_examples: int | None
     n_launches: int | None
+    reasons: list[Reason]
+    """Why it cannot be decided, most telling first; such a claim is inconclusive whatever its p. Empty where nothing forbids a verdict."""
     notes: list[str]
+    """What else to know about it; no note keeps it from being decided."""
     steps: list[str]
     """Step ids every number came from."""
     confirmatory: bool = True
-    """False when the registered plan behind it changed after runs had finished (the first note says how), or when it rests on fewer seeds
-    than a confirmatory claim takes (the last note says so).
-    """
+    """False when there is a reservation."""
+    reservations: list[Reservation] = []
+    """Why it is not confirmatory."""
+
+    def has(self, *kinds: ReasonKind) -> bool:
+        """Whether a reason of one of these kinds forbids deciding it."""
+        return any(reason.kind in kinds for reason in self.reasons)
 
 
 class TaskRow(_Row):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tunescope.serve.overhead import P99_REQUESTS
 from tunescope.study.schema import Study
 
-from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, NOT_CONFIRMATORY
+from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, broken_plan
 from .findings import Claim, Limitation, Missing, TaskRow
 from .frames import Frames
 from .quality import TaskQuality
@@ -34,9 +34,9 @@ def _partial(frames: Frames, absent: list[Missing]) -> Iterator[Said]:
 
 
 def _design(frames: Frames, study: Study, claims: list[Claim]) -> Iterator[Said]:
-    plan = next((c for c in claims if c.notes and c.notes[0].startswith(NOT_CONFIRMATORY)), None)
+    plan = next((c for c in claims if broken_plan(c)), None)
     if plan is not None:
-        yield f"Not every claim is confirmatory: {plan.notes[0].removeprefix(NOT_CONFIRMATORY)}.", plan.steps
+        yield f"Not every claim is confirmatory: {broken_plan(plan)}.", plan.steps
     n, runs = len(study.seeds), frames.steps[frames.steps.kind == "train"]
     finals = list(runs[runs.role == "final"].step_id)
     if n < CONFIRMATORY_SEEDS:
@@ -108,7 +108,7 @@ def _serving(frames: Frames, claims: list[Claim]) -> Iterator[Said]:
     steps = frames.of_kind("serve")
     if not steps:
         return
-    if any("too few launches" in note for note in overhead.notes):
+    if overhead.has("too_few_launches"):
         yield f"{overhead.n_launches} serving launches an arm: the overhead verdict is inconclusive by rule.", steps
     outputs = frames.outputs(steps[0])
     if outputs.get("cpu_figures"):

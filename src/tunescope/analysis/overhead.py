@@ -9,9 +9,9 @@ from tunescope.serve.overhead import Row, finished, log_ratios, tie_check
 from tunescope.study.schema import Study
 
 from .crossed import TTest, t_test
-from .findings import Claim
+from .findings import Claim, Reason
 from .frames import Frames
-from .verdicts import Decision, arm_name, decide
+from .verdicts import arm_name, decide
 
 
 def launch_rows(frames: Frames) -> list[Row]:
@@ -24,14 +24,13 @@ def registered_cells(study: Study) -> list[tuple[int, int, str]]:
     return [(b, study.analysis.overhead_prompt_length, "greedy") for b in study.analysis.overhead_batch_sizes]
 
 
-def overhead_claim(frames: Frames, study: Study) -> Decision:
+def overhead_claim(frames: Frames, study: Study) -> Claim:
     """t on the mean log ratio less log(1 + limit), one-sided, over launches; too few launches or untied twins make it inconclusive."""
     spec, rows = study.analysis, launch_rows(frames)
     logs = np.array(list(log_ratios(rows, spec.overhead_arm, spec.overhead_baseline_arm, registered_cells(study)).values()))
     n, limit = len(logs), math.log(1 + spec.overhead_limit)
     test = t_test(logs - limit, "less") if n >= 2 else None
     low, high = t_test(logs).interval() if n >= 2 else (None, None)
-    blocks = _blocks(frames, study, rows, n, test)
     claim = Claim(
         id="overhead", dimension="overhead", task=None,
         
@@ -44,28 +43,32 @@ def overhead_claim(frames: Frames, study: Study) -> Decision:
         df=test.df if test else None, attainable_p=None,
         method=f"t over launches on the mean log ratio over batch sizes {', '.join(map(str, spec.overhead_batch_sizes))}, prompts of "
         f"{spec.overhead_prompt_length}, greedy",
-        n_seeds=None, n_examples=None, n_launches=n, notes=[*blocks, *_remarks(frames, rows)], steps=frames.of_kind("serve"),
+        n_seeds=None, n_examples=None, n_launches=n, reasons=_reasons(frames, study, rows, n, test), notes=_notes(frames, rows),
+        steps=frames.of_kind("serve"),
     )  # fmt: skip
-    return decide(Decision(claim, bool(blocks)), spec.alpha)
+    return decide(claim, spec.alpha)
 
 
-def _blocks(frames: Frames, study: Study, rows: list[Row], n: int, test: TTest | None) -> list[str]:
-    spec, notes = study.analysis, []
+def _reasons(frames: Frames, study: Study, rows: list[Row], n: int, test: TTest | None) -> list[Reason]:
+    """Why the claim may not be decided, most telling first."""
+    spec, found = study.analysis, []
     if study.serving is None:
-        return ["the study has no serving part"]
+        return [Reason(kind="no_serving", text="the study has no serving part")]
     if not frames.of_kind("serve"):
-        return ["partial: missing serve"]
-    if n < spec.min_launches:
-        notes.append(f"too few launches to decide: {n} of at least {spec.min_launches} an arm")
+        return [Reason(kind="missing_steps", text="partial: missing serve")]
+    if n < max(spec.min_launches, 2):
+        text = f"too few launches to decide: {n} of at least {max(spec.min_launches, 2)} an arm"
+        found.append(Reason(kind="too_few_launches", text=text))
     if n == 0:
-        notes.append(_absent_cells(study))
+        found.append(Reason(kind="cells_not_measured", text=_absent_cells(study)))
     elif test is not None and test.p is None:
-        notes.append(test.note)
+        found.append(Reason(kind="no_variation", text=test.note))
     for pair in tie_check(rows)["pairs"]:
         if not pair["ties"]:
-            first, second = pair["arms"]
-            notes.append(f"{first} and {second} have identical shapes but do not tie (ratio {pair['ratio']:.3f}): no overhead is claimed")
-    return notes
+            arms = " and ".join(pair["arms"])
+            text = f"{arms} have identical shapes but do not tie (ratio {pair['ratio']:.3f}): no overhead is claimed"
+            found.append(Reason(kind="twins_differ", text=text))
+    return found
 
 
 def _absent_cells(study: Study) -> str:
@@ -78,7 +81,7 @@ def _absent_cells(study: Study) -> str:
     return f"the serving grid lacks the registered {', '.join(absent)}" if absent else "no launch has all registered cells in both arms"
 
 
-def _remarks(frames: Frames, rows: list[Row]) -> list[str]:
+def _notes(frames: Frames, rows: list[Row]) -> list[str]:
     found = []
     for step in frames.of_kind("serve"):
         outputs: dict[str, Any] = frames.outputs(step)

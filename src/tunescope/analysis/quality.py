@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from tunescope.study.schema import Study
 
 from .crossed import Interval, RatioTest, TTest, cluster_totals, crossed_t, relative_test
-from .findings import Claim
+from .findings import Claim, Reason, ReasonKind
 from .frames import Frames
 from .scores import Paired, baseline_values, paired_scores, seeds_of
-from .verdicts import NAMES, Decision, decide_family, overall
+from .verdicts import NAMES, decide_family, overall
 
 SYSTEMS = ("majority", "base")
 
@@ -88,7 +88,7 @@ def _gate(frames: Frames, study: Study, scores: Paired) -> tuple[tuple[GateRow, 
     return tuple(rows), tuple(unknown)
 
 
-def quality_claims(qualities: list[TaskQuality], study: Study) -> tuple[list[Decision], Decision]:
+def quality_claims(qualities: list[TaskQuality], study: Study) -> tuple[list[Claim], Claim]:
     """Per-task claims (Holm) and the claim on all tasks (intersection-union)."""
     spec = study.analysis
     tasks = decide_family([_claim(q, study) for q in qualities], spec.alpha)
@@ -100,23 +100,22 @@ def _statement(study: Study, where: str, metric: str) -> str:
     return f"On {where}, {spec.candidate_method} keeps at least {100 * spec.quality_retained:g} % of {spec.reference_method}'s {metric}"
 
 
-def _claim(quality: TaskQuality, study: Study) -> Decision:
+def _claim(quality: TaskQuality, study: Study) -> Claim:
     spec, scores, test = study.analysis, quality.scores, quality.test
     metric = scores.metric if scores else spec.primary_metric.get(quality.task, "accuracy")  # type: ignore[call-overload]
-    blocks, remarks = _blocks(quality, study), _remarks(quality)
     ratio = test.ratio if test else _plain_ratio(scores)
     interval: Interval | None = test.interval if test else None
     contrast = test.contrast if test else None
-    claim = Claim(
+    return Claim(
         id=f"quality/{quality.task}", dimension="quality", task=quality.task,
         statement=_statement(study, NAMES[quality.task], metric),
         verdict="inconclusive", estimate=ratio, estimate_name=f"{spec.candidate_method} / {spec.reference_method} {metric}",
         interval=interval, interval_level=0.90, margin=spec.quality_retained, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
         method=_method(scores), n_seeds=len(scores.seeds) if scores else 0, n_examples=len(scores.example_ids) if scores else None,
-        n_launches=None, notes=[*blocks, *remarks], steps=sorted({*(scores.steps if scores else ()), *_gate_steps(quality)}),
+        n_launches=None, reasons=_reasons(quality, study), notes=_notes(quality),
+        steps=sorted({*(scores.steps if scores else ()), *_gate_steps(quality)}),
     )  # fmt: skip
-    return Decision(claim, bool(blocks), tuple(remarks))
 
 
 def _plain_ratio(scores: Paired | None) -> float | None:
@@ -134,22 +133,27 @@ def _method(scores: Paired | None) -> str:
     return f"crossed random-effects t over seeds x {units} on the score less the margin, Satterthwaite df, Fieller limits"
 
 
-def _blocks(quality: TaskQuality, study: Study) -> list[str]:
+def _reasons(quality: TaskQuality, study: Study) -> list[Reason]:
     """Why the claim may not be decided, most telling first."""
-    spec, found = study.analysis, []
+    spec, scores = study.analysis, quality.scores
+    found: list[tuple[ReasonKind, str]] = []
     if quality.gate_failed(spec.reference_method):
-        found.append(f"gate failed: {gate_text(quality, spec.reference_method)}; the comparison means nothing here")
+        text = f"gate failed: {gate_text(quality, spec.reference_method)}; the comparison means nothing here"
+        found.append(("gate_failed", text))
     if quality.missing_seeds:
-        found.append(f"partial: missing {', '.join(quality.missing_seeds)}")
-    if quality.scores is not None and len(quality.scores.seeds) < 2:
-        found.append("fewer than 2 paired seeds: nothing can be tested")
-    if quality.scores is None and not quality.missing_seeds:
-        found.append("no per-example form of the registered metric in the stored predictions")
+        found.append(("missing_steps", f"partial: missing {', '.join(quality.missing_seeds)}"))
+    if scores is not None and len(scores.seeds) < 2:
+        found.append(("too_few_seeds", "fewer than 2 paired seeds: nothing can be tested"))
+    elif scores is not None and len(set(scores.groups)) < 2:
+        found.append(("too_few_examples", "fewer than 2 groups of test examples: nothing can be tested"))
+    if scores is None and not quality.missing_seeds:
+        found.append(("metric_not_stored", "no per-example form of the registered metric in the stored predictions"))
     if quality.gate_missing:
-        found.append(f"the gate cannot be checked: baseline/{quality.task} has no predictions of {' and '.join(quality.gate_missing)}")
+        systems = " and ".join(quality.gate_missing)
+        found.append(("gate_unknown", f"the gate cannot be checked: baseline/{quality.task} has no predictions of {systems}"))
     if quality.test is not None and quality.test.contrast.p is None:
-        found.append(quality.test.contrast.note)
-    return found
+        found.append(("no_variation", quality.test.contrast.note))
+    return [Reason(kind=kind, text=text, task=quality.task) for kind, text in found]
 
 
 def gate_text(quality: TaskQuality, reference: str) -> str:
@@ -163,7 +167,7 @@ def gate_text(quality: TaskQuality, reference: str) -> str:
     )
 
 
-def _remarks(quality: TaskQuality) -> list[str]:
+def _notes(quality: TaskQuality) -> list[str]:
     found = list(quality.scores.notes) if quality.scores else []
     if quality.test is not None and quality.test.contrast.note and quality.test.contrast.p is not None:
         found.append(quality.test.contrast.note)

@@ -15,7 +15,7 @@ from .confirmatory import labelled, registered_part
 from .drift import drift_claims
 from .drift_patterns import drift_tables
 from .exploratory import added_seeds_table, agreement_table, practical_table, surprises_table
-from .findings import Claim, Findings, Missing, RegisteredPlan, TaskRow
+from .findings import Claim, Findings, Missing, Reason, RegisteredPlan, TaskRow
 from .flags import red_flags
 from .frames import Frames, MissingByStep, as_missing
 from .limitations import limitations
@@ -23,7 +23,7 @@ from .overhead import overhead_claim
 from .quality import quality_claims, task_quality
 from .rows import baseline_rows, cost_rows, task_rows
 from .scores import paired_drift
-from .serving import serving_rows
+from .serving import overhead_summary, serving_rows
 from .tables import Material, Table, plain
 from .tables_serving import serving_tables
 from .undecided import undecided_table
@@ -49,13 +49,12 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     qualities = [task_quality(frames, study, task) for task in study.tasks]
     quality_tasks, quality_all = quality_claims(qualities, study)
     drift_tasks, drift_all = drift_claims(frames, study, qualities)
-    overhead = overhead_claim(frames, study)
-    gate_failed = any(q.gate_failed(spec.reference_method) for q in qualities)
-    whole = hypothesis(quality_all, drift_all, overhead, gate_failed, spec)
-    decided = [d.claim for d in (whole, quality_all, *quality_tasks, drift_all, *drift_tasks, overhead)]
-    claims = _with_reasons(labelled(decided, frames, study, check), absent)
+    parts = [quality_all, *quality_tasks, drift_all, *drift_tasks, overhead_claim(frames, study)]
+    parts = _naming_states(parts, absent)
+    whole = hypothesis(*(c for c in parts if c.task is None), spec=spec)
+    claims = labelled([whole, *parts], frames, study, check)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
-    material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames))
+    material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames), overhead_summary(frames, study))
     rows = task_rows(frames, study)
     added = added_seeds_table(everything, whole_study, check.added_seeds)
     return Findings(
@@ -78,17 +77,19 @@ def _all_missing(frames: Frames, named: list[Missing]) -> list[Missing]:
     ]
 
 
-def _with_reasons(claims: list[Claim], absent: Sequence[Missing]) -> list[Claim]:
-    """Notes that name missing runs say why each is missing."""
+def _naming_states(claims: list[Claim], absent: Sequence[Missing]) -> list[Claim]:
+    """The claims, whose reasons that name a missing step say why it is missing."""
     said = {m.step: f"{m.step} ({m.state}{': ' + shorten(m.why, 120, placeholder=' ...') if m.why else ''})" for m in absent}
     if not said:
         return claims
     names = re.compile("|".join(rf"{re.escape(step)}(?![\w.-])" for step in said))
 
-    def told(note: str) -> str:
-        return names.sub(lambda found: said[found[0]], note) if "partial: missing" in note else note
+    def told(reason: Reason) -> Reason:
+        if reason.kind not in ("missing_steps", "gate_unknown"):
+            return reason
+        return reason.model_copy(update={"text": names.sub(lambda found: said[found[0]], reason.text)})
 
-    return [claim.model_copy(update={"notes": [told(note) for note in claim.notes]}) for claim in claims]
+    return [claim.model_copy(update={"reasons": [told(r) for r in claim.reasons]}) for claim in claims]
 
 
 def _plan(check: PlanCheck) -> RegisteredPlan:

@@ -37,6 +37,8 @@ class Material:
     claims: list[Claim]
     diverged: tuple[str, ...]
     """Final runs whose training loss did not fall or that went wrong, as step ids."""
+    serving: dict[str, Any]
+    """`overhead_summary` of the launches, {} without any."""
 
     @property
     def paired(self) -> list[Paired]:

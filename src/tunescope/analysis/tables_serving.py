@@ -7,7 +7,7 @@ from tunescope.serve.overhead import finished, overhead_ratio, tie_check
 
 from .crossed import Interval
 from .overhead import launch_rows, registered_cells
-from .serving import open_loop_rows, overhead_summary, switching_rows
+from .serving import open_loop_rows, switching_rows
 from .tables import Material, Table, table
 
 MIB = 2**20
@@ -15,7 +15,7 @@ MIB = 2**20
 
 def serving_tables(m: Material) -> dict[str, Table]:
     """All of them, in the order of reading."""
-    found = overhead_summary(m.frames, m.study)
+    found = m.serving
     return {
         "tie_check": tie_table(m), "overhead": overhead_table(m), "overhead_scaling": scaling_table(m, found),
         "overhead_surface": surface_table(m, found), "merged_or_adapters": choice_table(m, found), "serving_memory": memory_table(m, found),

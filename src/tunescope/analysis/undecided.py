@@ -15,14 +15,14 @@ from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
 from .tables import Material, Table, table
-from .verdicts import meaningless, reason
+from .verdicts import briefly, meaningless, not_entering, said_reasons
 
 MOST_SEEDS = 50
 
 
 def undecided_table(m: Material) -> Table:
     """One row for each claim without a verdict."""
-    rows = [(c.id, _why(c), _assumed(m.study, c), _takes(m, c) + _against(c)) for c in m.claims if c.verdict == "inconclusive"]
+    rows = [(c.id, _why(m, c), _assumed(m.study, c), _takes(m, c) + _against(c)) for c in m.claims if c.verdict == "inconclusive"]
     note = (
         "Needed numbers give an 80 % chance of supporting the claim if the assumed truth holds, which nobody knows: the nearer the truth "
         "lies to the margin, the more it takes, and beyond the margin no number supports the claim. They come from the standard deviations "
@@ -32,23 +32,16 @@ def undecided_table(m: Material) -> Table:
     return table("Not decided, and what it would take", ("claim", "why", "if in truth", "what it would take"), rows, note, steps)
 
 
-def _why(claim: Claim) -> str:
-    if claim.p is None:
-        return "; ".join(claim.notes) or "nothing was measured"
-    if claim.id.endswith("/all") and any(n.startswith("inconclusive because") for n in claim.notes):
-        return reason(claim)
-    reasons = [n for n in claim.notes if n.startswith(_REASONS)]
-    if reasons:
-        return "; ".join(reasons)
+def _why(m: Material, claim: Claim) -> str:
+    if claim.dimension == "hypothesis":
+        return "; ".join([*said_reasons(claim), *not_entering(m.claims)]) or "neither one-sided test rejects"
+    if claim.p is not None and claim.id.endswith("/all") and claim.reasons:
+        return briefly(claim)
+    if claim.reasons:
+        return "; ".join(said_reasons(claim))
     if claim.interval is not None and None not in claim.interval and claim.margin is not None:
         return f"the interval holds the margin ({100 * claim.margin:g} %)"
     return "neither one-sided test rejects"
-
-
-_REASONS = (
-    "gate failed", "partial", "fewer than 2", "nothing was learned", "too few launches", "inconclusive because", "whether anything",
-    "the gate cannot", "no drift scalar", "the mean drift", "hypothesis", "quality/all", "drift/all", "overhead does",
-)  # fmt: skip
 
 
 def _assumed(study: Study, claim: Claim) -> str | None:
@@ -88,7 +81,7 @@ def _takes(m: Material, claim: Claim) -> str:
         found = _overhead(m)
     if found is None:
         return "the missing runs first: two paired seeds at the least"
-    return f"the missing runs first; in all, {found}" if any(note.startswith("partial") for note in claim.notes) else found
+    return f"the missing runs first; in all, {found}" if claim.has("missing_steps") else found
 
 
 def _quality(m: Material, s: Paired) -> str:

@@ -1,12 +1,13 @@
 """From p values to verdicts: three-way decisions, families of tasks, and the composite hypothesis."""
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 from tunescope.study.schema import AnalysisSpec
 
+from .confirmatory import FIRST_LOOK, NOT_CONFIRMATORY
 from .families import any_of, composite, composite_opposite, holm, intersection_union
-from .findings import Claim, Verdict
+from .findings import Claim, Reason, Verdict
 
 ARMS = {
     "base": "base", "full": "full fine-tuned", "merged": "merged", "lora_idle": "adapters on, none used", "adapters_1": "1 adapter",
@@ -31,23 +32,9 @@ def arm_name(arm: str) -> str:
     return ARMS.get(arm, re.sub(r"^1 adapters", "1 adapter", said))
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A claim, and whether something forbids deciding it (a failed gate, missing runs, too few launches); the claim's notes say what."""
-
-    claim: Claim
-    blocked: bool
-    remarks: tuple[str, ...] = ()
-    """The claim's notes that are no reason to leave it undecided."""
-
-    @property
-    def p(self) -> float | None:
-        """The p that may enter a verdict or a family; None when blocked."""
-        return None if self.blocked else self.claim.p
-
-    @property
-    def p_opposite(self) -> float | None:
-        return None if self.blocked else self.claim.p_opposite
+def entering(claim: Claim) -> tuple[float | None, float | None]:
+    """p and opposite p as they may enter a verdict or a family: None where a reason forbids deciding the claim."""
+    return (None, None) if claim.reasons else (claim.p, claim.p_opposite)
 
 
 def three_way(p: float | None, p_opposite: float | None, alpha: float) -> Verdict:
@@ -57,24 +44,23 @@ def three_way(p: float | None, p_opposite: float | None, alpha: float) -> Verdic
     return "contradicted" if p_opposite is not None and p_opposite <= alpha else "inconclusive"
 
 
-def decide(decision: Decision, alpha: float) -> Decision:
-    """The verdict of a claim that stands alone."""
-    verdict = three_way(decision.p, decision.p_opposite, alpha)
-    return replace(decision, claim=decision.claim.model_copy(update={"verdict": verdict}))
+def decide(claim: Claim, alpha: float) -> Claim:
+    """The claim with its verdict, when it stands alone."""
+    return claim.model_copy(update={"verdict": three_way(*entering(claim), alpha)})
 
 
-def decide_family(decisions: list[Decision], alpha: float) -> list[Decision]:
-    """Per-task verdicts of one family: Holm over all its tasks, a blocked or missing p counting as 1."""
-    adjusted, opposite = holm([d.p for d in decisions]), holm([d.p_opposite for d in decisions])
+def decide_family(claims: list[Claim], alpha: float) -> list[Claim]:
+    """Per-task verdicts of one family: Holm over all its tasks, an undecidable or missing p counting as 1."""
+    adjusted, opposite = (holm(ps) for ps in zip(*map(entering, claims), strict=True))
     return [
-        replace(d, claim=d.claim.model_copy(update={"p_adjusted": p, "verdict": three_way(p, q, alpha)}))
-        for d, p, q in zip(decisions, adjusted, opposite, strict=True)
+        claim.model_copy(update={"p_adjusted": p, "verdict": three_way(p, q, alpha)})
+        for claim, p, q in zip(claims, adjusted, opposite, strict=True)
     ]
 
 
 def meaningless(claim: Claim) -> bool:
     """Whether the claim compares methods on a task that was not learned."""
-    return any(note.startswith(("gate failed", "nothing was learned")) for note in claim.notes)
+    return claim.has("gate_failed", "nothing_learned")
 
 
 def weakest(claims: list[Claim]) -> Claim | None:
@@ -84,58 +70,83 @@ def weakest(claims: list[Claim]) -> Claim | None:
     return max(measured, key=lambda c: (c.p or 0.0, -(c.estimate or 0.0)), default=None)
 
 
-def overall(decisions: list[Decision], claim_id: str, statement: str, alpha: float) -> Decision:
-    """One claim on all tasks at once: intersection-union for it, Bonferroni over tasks against it, the weakest task as its estimate."""
-    claims = [d.claim for d in decisions]
-    blocked = [d for d in decisions if d.blocked]
+def overall(claims: list[Claim], claim_id: str, statement: str, alpha: float) -> Claim:
+    """One claim on all tasks at once: intersection-union for it, Bonferroni over tasks against it, the weakest task as its estimate.
+
+    It has the reasons of every task: one undecidable task leaves it undecided.
+    """
     worst = weakest(claims)
     p = intersection_union([c.p for c in claims]) if worst else None
     opposite = any_of([c.p_opposite for c in claims]) if worst else None
-    notes = [f"the estimate is the weakest task's: {NAMES[str(worst.task)]}"] if worst else []
-    reasons = [(d.claim.task, "; ".join(n for n in d.claim.notes if n not in d.remarks)) for d in blocked]
-    notes += [f"{_BECAUSE}{NAMES[str(task)]} cannot be decided: {why}" for task, why in reasons]
-    notes += [f"{NAMES[str(d.claim.task)]}: {remark}" for d in decisions for remark in d.remarks]
     first = worst or claims[0]
     found = first.model_copy(
         update={
-            "id": claim_id, "task": None, "statement": statement, "p": p, "p_opposite": opposite, "p_adjusted": None, "notes": notes,
+            "id": claim_id, "task": None, "statement": statement, "p": p, "p_opposite": opposite, "p_adjusted": None,
+            "weakest_task": worst.task if worst else None, "reasons": [r for c in claims for r in c.reasons],
+            "notes": [f"{NAMES[str(c.task)]}: {note}" for c in claims for note in c.notes],
             "method": f"intersection-union over tasks (largest p, no correction); against it {len(claims)} x the smallest opposite p",
             "steps": sorted({s for c in claims for s in c.steps}), "verdict": "inconclusive",
             "n_seeds": min((c.n_seeds for c in claims if c.n_seeds is not None), default=None),
             "n_examples": sum(c.n_examples or 0 for c in claims) or None, "df": worst.df if worst else None,
         }
     )  # fmt: skip
-    return decide(Decision(found, bool(blocked)), alpha)
+    return decide(found, alpha)
 
 
-def hypothesis(quality: Decision, drift: Decision, overhead: Decision, gate_failed: bool, spec: AnalysisSpec) -> Decision:
-    """Quality AND (drift OR overhead), from the overall claims; a failed gate makes it inconclusive."""
+def hypothesis(quality: Claim, drift: Claim, overhead: Claim, *, spec: AnalysisSpec) -> Claim:
+    """Quality AND (drift OR overhead), from the overall claims; a failed gate makes it inconclusive.
+
+    A part that cannot be decided counts as p = 1 on both sides and is named in the notes: the others may still decide.
+    """
     parts = (quality, drift, overhead)
-    p = composite(*(1.0 if d.p is None else d.p for d in parts))
-    opposite = composite_opposite(*(1.0 if d.p_opposite is None else d.p_opposite for d in parts))
-    notes = [f"{d.claim.id} does not enter: {reason(d.claim)}" for d in parts if d.blocked or d.claim.p is None]
-    if gate_failed:
-        notes.insert(
-            0, "inconclusive: on at least one task full fine-tuning did not beat its baselines, so quality cannot be compared there"
-        )
+    ps, opposites = zip(*((1.0 if p is None else p, 1.0 if q is None else q) for p, q in map(entering, parts)), strict=True)
+    gate = "inconclusive: on at least one task full fine-tuning did not beat its baselines, so quality cannot be compared there"
     claim = Claim(
         id="hypothesis", dimension="hypothesis", task=None, statement=_hypothesis_text(spec), verdict="inconclusive", estimate=None,
-        estimate_name="", interval=None, interval_level=0.90, margin=None, p=p, p_opposite=opposite, p_adjusted=None, df=None,
-        attainable_p=None, 
+        estimate_name="", interval=None, interval_level=0.90, margin=None, p=composite(*ps), p_opposite=composite_opposite(*opposites),
+        p_adjusted=None, df=None, attainable_p=None,
         method="max(p quality, min(1, 2 min(p drift, p overhead))); opposite min(1, 2 min(p' quality, max(p' drift, p' overhead)))",
-        n_seeds=quality.claim.n_seeds, n_examples=quality.claim.n_examples, n_launches=overhead.claim.n_launches, notes=notes,
-        steps=sorted({s for d in parts for s in d.claim.steps}),
+        n_seeds=quality.n_seeds, n_examples=quality.n_examples, n_launches=overhead.n_launches,
+        reasons=[Reason(kind="gate_failed", text=gate)] if quality.has("gate_failed") else [], notes=not_entering(parts),
+        steps=sorted({s for c in parts for s in c.steps}),
     )  # fmt: skip
-    return decide(Decision(claim, gate_failed), spec.alpha)
+    return decide(claim, spec.alpha)
 
 
-_BECAUSE = "inconclusive because "
+def not_entering(claims: Sequence[Claim]) -> list[str]:
+    """The parts of the hypothesis that do not enter it, each with why, in a sentence."""
+    parts = [c for c in claims if c.task is None and c.dimension != "hypothesis"]
+    return [f"{c.id} does not enter: {briefly(c)}" for c in parts if entering(c)[0] is None]
 
 
-def reason(claim: Claim) -> str:
-    """Why a claim cannot be decided: the tasks that cannot be decided, or the claim's own first note."""
-    tasks = [note.removeprefix(_BECAUSE).split(":")[0] for note in claim.notes if note.startswith(_BECAUSE)]
-    return ", ".join(tasks) or (claim.notes[0] if claim.notes else "nothing was measured")
+def briefly(claim: Claim) -> str:
+    """Why a claim cannot be decided: the tasks that cannot be decided, or its first reason."""
+    if claim.task is None and (tasks := _by_task(claim)):
+        return ", ".join(f"{NAMES[task]} cannot be decided" for task in tasks)
+    return claim.reasons[0].text if claim.reasons else "nothing was measured"
+
+
+def said_reasons(claim: Claim) -> list[str]:
+    """Why a claim cannot be decided, in sentences: one a reason, or one a task where the claim is on all tasks."""
+    if claim.task is None and (tasks := _by_task(claim)):
+        return [f"inconclusive because {NAMES[task]} cannot be decided: {'; '.join(why)}" for task, why in tasks.items()]
+    return [reason.text for reason in claim.reasons]
+
+
+def said(claim: Claim) -> list[str]:
+    """All that is said of a claim, as it is read: the plan that does not cover it, whose estimate it is, reasons, notes, few seeds."""
+    plan, seeds = ([r.text for r in claim.reservations if r.kind == kind] for kind in ("plan", "few_seeds"))
+    shown = [f"the estimate is the weakest task's: {NAMES[claim.weakest_task]}"] if claim.weakest_task else []
+    first, last = [f"{NOT_CONFIRMATORY}: {text}" for text in plan], [f"{FIRST_LOOK}: {text}" for text in seeds]
+    return [*first, *shown, *said_reasons(claim), *claim.notes, *last]
+
+
+def _by_task(claim: Claim) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for reason in claim.reasons:
+        if reason.task is not None:
+            found.setdefault(reason.task, []).append(reason.text)
+    return found
 
 
 def _hypothesis_text(spec: AnalysisSpec) -> str:

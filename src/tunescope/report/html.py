@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from tunescope import __version__
 from tunescope.analysis.findings import Claim, Findings
 from tunescope.analysis.frames import Frames
+from tunescope.analysis.verdicts import said
 from tunescope.study.schema import Execution, Study
 
 from . import provenance, reproduce
@@ -47,6 +48,7 @@ class Card:
     claim: Claim
     strip: Strip | None
     facts: tuple[tuple[str, str], ...]
+    notes: list[str]
 
 
 def render(
@@ -98,7 +100,7 @@ def cards(claims: Sequence[Claim]) -> list[Card]:
     for dimension in DIMENSIONS:
         claim = next((c for c in claims if c.dimension == dimension and c.task is None), None)
         if claim is not None:
-            found.append(Card(CARD_TITLES[dimension], VERDICT_MARKS[claim.verdict], claim, strip(claim), _facts(claim)))
+            found.append(Card(CARD_TITLES[dimension], VERDICT_MARKS[claim.verdict], claim, strip(claim), _facts(claim), said(claim)))
     return found
 
 

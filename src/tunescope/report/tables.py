@@ -1,9 +1,11 @@
 """The findings as tables: claims, master table, baselines, costs, serving, and what the analysis adds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tunescope.analysis.findings import BaselineRow, Claim, CostRow, Findings, ServingRow, TaskRow
+from tunescope.analysis.verdicts import said
 
 from . import wording as w
 from .tables_statistics import disagreements_table, statistics_tables
@@ -44,7 +46,12 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     levels = sorted({f"{c.interval_level:.0%}".replace("%", f"{w.SPACE}%") for c in claims if c.interval})
     note = f"Intervals: {' or '.join(levels)}. " if levels else ""
     note += "p: one-sided against the margin; p (Holm): adjusted over tasks; p opposite: the one-sided test in the other direction."
-    return table_of("claims", "Claims and verdicts", claims, formats, ("Claim", "Verdict"), note, mark=lambda c: c.verdict)
+    found = table_of("claims", "Claims and verdicts", claims, formats, ("Claim", "Verdict"), note, mark=lambda c: c.verdict)
+    kinds = {
+        "reasons": ["; ".join(dict.fromkeys(r.kind for r in c.reasons)) for c in claims],
+        "reservations": ["; ".join(r.kind for r in c.reservations) for c in claims],
+    }
+    return replace(found, data=found.data.assign(notes=["; ".join(said(c)) for c in claims], **kinds))
 
 
 def master_table(rows: Sequence[TaskRow], overhead: Claim | None, candidate: str) -> Table:

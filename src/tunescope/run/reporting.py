@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 
 def built_from(study_file: StudyFile, store: Store, states: States) -> str:
-    """Digest of what a report depends on: results (timings too), what is missing and why, study, registered plan, version."""
+    """Digest of what a report depends on: results (timings too), what is missing and why, study, registered plan, versions."""
+    from tunescope.analysis.documents import SCHEMA
+
     results = {i: sha256_file(store.folder(i) / "result.json") for i, s in states.items() if s.finished}
     missing = {i: [s.status, s.why] for i, s in states.items() if not s.finished}
-    study, plan = canonical(study_file.study), kept_registration(store)
-    return fingerprint({"results": results, "missing": missing, "study": study, "registration": plan, "version": __version__})
+    study, plan, versions = canonical(study_file.study), kept_registration(store), [__version__, SCHEMA]
+    return fingerprint({"results": results, "missing": missing, "study": study, "registration": plan, "versions": versions})
 
 
 def current_report(study_file: StudyFile, store: Store, states: States) -> Path | None:

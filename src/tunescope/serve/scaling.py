@@ -115,7 +115,9 @@ def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: b
         said += _advice(rows, arm, baseline, limit, min_launches)
     model = overhead_model(rows, baseline)
     said += [break_even(model, limit).text] if model is not None else []
-    return said + [choice.text for choice in choices(rows)] + _memory_advice(rows)
+    chosen = choices(rows)
+    # Weights measured with merged engines side by side are told by the choice.
+    return said + [choice.text for choice in chosen] + ([] if any(c.measure == "weights" for c in chosen) else _memory_advice(rows))
 
 
 def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_launches: int) -> list[str]:
@@ -138,8 +140,6 @@ def _advice(rows: Sequence[Row], arm: str, baseline: str, limit: float, min_laun
 
 
 def _memory_advice(rows: Sequence[Row]) -> list[str]:
-    if any(c.measure == "weights" for c in choices(rows)):
-        return []  # measured with merged engines side by side, and told by them
     merged = next((r for r in finished(rows, "merged") if r.get("weight_bytes")), None)
     if merged is None:
         return []

@@ -52,10 +52,9 @@ def rates(tmp_path, studies=STUDIES, **planted):
         write_store(tmp_path, STUDY, seeds=SEEDS, rng=np.random.default_rng([k, 99]), n_examples=800, sampled=True, **planted)
         frames = collect(tmp_path, STUDY)
         found = [task_quality(frames, STUDY, "mrpc")]
-        decisions = [quality_claims(found, STUDY)[1], drift_claims(frames, STUDY, found)[1], overhead_claim(frames, STUDY)]
-        failed = any(q.gate_failed("full") for q in found)
-        for name, decision in zip(counts, [*decisions, hypothesis(*decisions, failed, STUDY.analysis)], strict=True):
-            counts[name][decision.claim.verdict] += 1
+        claims = [quality_claims(found, STUDY)[1], drift_claims(frames, STUDY, found)[1], overhead_claim(frames, STUDY)]
+        for name, claim in zip(counts, [*claims, hypothesis(*claims, spec=STUDY.analysis)], strict=True):
+            counts[name][claim.verdict] += 1
     return {name: {v: c[v] / studies for v in ("supported", "contradicted", "inconclusive")} for name, c in counts.items()}
 
 

@@ -11,6 +11,7 @@ from simulated_store import small_study, write_store
 from tunescope.analysis.frames import collect
 from tunescope.analysis.payloads import baseline_results, deployment_results, drift_results, final_report_json
 from tunescope.analysis.statistical_analysis import analyse
+from tunescope.analysis.verdicts import said
 from tunescope.study.registration import FILE, registration
 from tunescope.study.schema import AdapterSpec, MethodSpec, ServingSpec, TaskSpec
 
@@ -59,6 +60,10 @@ def verdicts(findings):
 
 def claim(findings, name):
     return next(c for c in findings.claims if c.id == name)
+
+
+def kinds(claim):
+    return [reason.kind for reason in claim.reasons]
 
 
 def numbers(value):
@@ -158,7 +163,7 @@ def test_a_missing_run_is_named_and_blocks_its_claims_only(copy):
     assert [(m.step, m.state, m.why) for m in found.missing] == [(step, "failed", "loss is not finite")]
     rte = claim(found, "quality/rte")
     assert rte.verdict == "inconclusive" and rte.estimate is not None
-    assert f"{step} (failed: loss is not finite)" in rte.notes[0]
+    assert kinds(rte) == ["missing_steps"] and f"{step} (failed: loss is not finite)" in rte.reasons[0].text
     assert verdicts(found)["quality/sst2"] == "supported" and verdicts(found)["quality/all"] == "inconclusive"
     assert len(found.answer) == 3 and "not decided" in found.answer[0] and "RTE" in found.answer[0] and "57 of 58" in found.answer[2]
 
@@ -188,7 +193,7 @@ def test_one_seed_is_shown_and_not_tested(tmp_path_factory):
     found = findings_of(simulated(tmp_path_factory, "one", seeds=(42,), n_examples=100))
     quality = claim(found, "quality/sst2")
     assert quality.p is None and quality.estimate is not None and quality.verdict == "inconclusive"
-    assert any("fewer than 2" in n for n in quality.notes)
+    assert quality.has("too_few_seeds")
     row = next(r for r in found.table if (r.task, r.method) == ("sst2", "lora"))
     assert row.n_seeds == 1 and row.quality_sd is None and row.quality_interval is not None
 
@@ -197,7 +202,7 @@ def test_few_launches_never_decide(tmp_path_factory):
     root = simulated(tmp_path_factory, "few", quality_gap=0.0, n_examples=1000, drift_ratio=1.0, overhead=0.05, launches=3)
     found = findings_of(root)
     overhead = claim(found, "overhead")
-    assert overhead.p < 0.05 and overhead.verdict == "inconclusive" and "too few launches" in overhead.notes[0]
+    assert overhead.p < 0.05 and overhead.verdict == "inconclusive" and kinds(overhead) == ["too_few_launches"]
     assert verdicts(found)["hypothesis"] == "inconclusive"
 
 
@@ -210,7 +215,7 @@ def test_untied_twins_void_the_overhead_claim(copy):
                 cell["ms_per_token"] *= 1.4
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     overhead = claim(findings_of(copy), "overhead")
-    assert overhead.verdict == "inconclusive" and any("do not tie" in n for n in overhead.notes)
+    assert overhead.verdict == "inconclusive" and overhead.has("twins_differ")
 
 
 def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
@@ -228,9 +233,7 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
             row["value"] = float(frame.correct.mean()) if (row["name"], row["split"]) == ("accuracy", "test") else row["value"]
         (path.parent / "result.json").write_text(json.dumps(result))
     found = findings_of(copy)
-    assert claim(found, "quality/rte").notes[0].startswith("gate failed") and claim(found, "drift/rte").notes[0].startswith(
-        "nothing was learned"
-    )
+    assert kinds(claim(found, "quality/rte")) == ["gate_failed"] and kinds(claim(found, "drift/rte")) == ["nothing_learned"]
     got = verdicts(found)
     assert got["quality/rte"] == got["drift/rte"] == got["quality/all"] == got["hypothesis"] == "inconclusive"
     assert got["quality/sst2"] == "supported"
@@ -242,12 +245,11 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     takes = {row[0]: row[3] for row in found.statistics["undecided"]["rows"]}
     assert takes["quality/rte"] == takes["drift/rte"] and takes["drift/rte"].startswith("first a full that beats its baselines")
     assert "nothing to compare" in next(row[1] for row in found.statistics["advice"]["rows"] if "RTE" in row[0])
-    whole, drift = claim(found, "hypothesis").notes, claim(found, "drift/all").notes
-    assert "quality/all does not enter: RTE cannot be decided" in whole and "drift/all does not enter: RTE cannot be decided" in whole
-    why = [note for note in drift if note.startswith("inconclusive because")]
-    assert len(why) == 1 and "searched learning rates" not in why[0], "a remark is no reason"
-    assert any(note.startswith("SST-2: over the searched learning rates") for note in drift), "nor may a remark get lost"
-    assert "one-sided p = " in claim(found, "quality/rte").notes[0]
+    whole, drift = claim(found, "hypothesis"), claim(found, "drift/all")
+    assert kinds(whole) == ["gate_failed"] and [(r.kind, r.task) for r in drift.reasons] == [("nothing_learned", "rte")]
+    assert whole.notes == [f"{part}/all does not enter: RTE cannot be decided" for part in ("quality", "drift")]
+    assert any(note.startswith("SST-2: over the searched learning rates") for note in drift.notes), "no note of a task may get lost"
+    assert "one-sided p = " in claim(found, "quality/rte").reasons[0].text
 
 
 def test_the_probed_examples_are_those_recorded(good, found_good):
@@ -291,7 +293,7 @@ def test_a_study_without_serving_or_with_ablations(tmp_path_factory):
     }
     study = small_study(serving=None, methods=methods, tasks={"mrpc": TaskSpec(max_length=512)})
     found = findings_of(simulated(tmp_path_factory, "ablation", study, quality_gap=0.0, n_examples=800), study)
-    assert claim(found, "overhead").notes == ["the study has no serving part"]
+    assert kinds(claim(found, "overhead")) == ["no_serving"]
     assert {row[1] for row in found.statistics["ablation"]["rows"]} == {"full", "lora", "lora_r16"}
     assert len(found.statistics["post_hoc"]["rows"]) == 3
     assert claim(found, "quality/all").n_seeds == 3
@@ -322,8 +324,8 @@ def test_the_registered_cells_must_be_in_the_grid(tmp_path_factory):
     serving = ServingSpec(arms=("base", "merged", "adapters_2"), batch_sizes=(1, 2), prompt_lengths=(128,), sampling=("greedy",))
     study = small_study(serving=serving)
     found = findings_of(simulated(tmp_path_factory, "grid", study, n_examples=100), study)
-    note = " ".join(claim(found, "overhead").notes)
-    assert "batch size 4" in note and "prompt length 256" in note
+    why = next(r.text for r in claim(found, "overhead").reasons if r.kind == "cells_not_measured")
+    assert "batch size 4" in why and "prompt length 256" in why
 
 
 def test_findings_do_not_depend_on_the_run(good, found_good):
@@ -333,9 +335,13 @@ def test_findings_do_not_depend_on_the_run(good, found_good):
 def test_a_margin_changed_after_the_runs_is_not_confirmatory(good):
     study = small_study(analysis=STUDY.analysis.model_copy(update={"overhead_limit": 0.5}))
     found = findings_of(good, study=study)
-    marked = {c.id for c in found.claims if c.notes[:1] and c.notes[0].startswith("not confirmatory")}
+    marked = {c.id for c in found.claims if any(r.kind == "plan" for r in c.reservations)}
     assert marked == {"overhead", "hypothesis"}
-    assert claim(found, "overhead").notes[0] == "not confirmatory: registered plan changed (overhead.limit 0.3 → 0.5)"
+    assert claim(found, "overhead").reservations[0].text == "registered plan changed (overhead.limit 0.3 → 0.5)"
+    assert said(claim(found, "overhead"))[0] == "not confirmatory: registered plan changed (overhead.limit 0.3 → 0.5)"
+    assert any(
+        line.text == "Not every claim is confirmatory: registered plan changed (overhead.limit 0.3 → 0.5)." for line in found.limitations
+    )
     assert found.registered_plan.changes == ["overhead.limit 0.3 → 0.5"] and "not confirmatory" in found.answer[2]
 
 
@@ -345,7 +351,7 @@ def test_seeds_added_later_stay_out_of_the_claims(tmp_path_factory):
     (root / FILE).write_text(json.dumps(registration(STUDY, NOW, "train")))
     found = findings_of(root, study=small_study(seeds=seeds))
     assert claim(found, "quality/sst2").n_seeds == claim(found, "drift/sst2").n_seeds == 3
-    assert not any(n.startswith("not confirmatory") for c in found.claims for n in c.notes) and found.registered_plan.added_seeds == [7, 8]
+    assert not any(r.kind == "plan" for c in found.claims for r in c.reservations) and found.registered_plan.added_seeds == [7, 8]
     assert not any("seed-7" in s or "seed-8" in s for c in found.claims for s in c.steps)
     assert {row[2] for row in found.statistics["added_seeds"]["rows"]} == {5}
 
@@ -357,14 +363,15 @@ def test_fewer_than_five_seeds_are_a_first_look(tmp_path_factory, seeds):
     few = len(seeds) < 5
     for c in found.claims:
         assert c.confirmatory is (not few or c.dimension == "overhead"), c.id
-        assert any(n == "a first look: 3 seeds, where a confirmatory claim takes 5" for n in c.notes) is not c.confirmatory
+        assert [r.kind for r in c.reservations] == ["few_seeds"] * (not c.confirmatory)
+        assert c.confirmatory or said(c)[-1] == "a first look: 3 seeds, where a confirmatory claim takes 5"
     assert ("(a first look, with fewer than 5 seeds)" in found.answer[0]) is few
 
 
 def test_runs_without_a_registration_are_not_confirmatory(copy):
     (copy / FILE).unlink()
     found = findings_of(copy)
-    assert not any(c.confirmatory for c in found.claims) and "no registration was kept" in found.claims[0].notes[0]
+    assert not any(c.confirmatory for c in found.claims) and "no registration was kept" in found.claims[0].reservations[0].text
 
 
 def test_what_is_not_decided_says_what_it_would_take(tmp_path_factory):

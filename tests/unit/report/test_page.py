@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunescope.analysis.findings import Findings, Limitation, Missing, RedFlag, RegisteredPlan
+from tunescope.analysis.findings import Findings, Limitation, Missing, Reason, RedFlag, RegisteredPlan, Reservation
 from tunescope.report.html import cards, strip
 
 from .conftest import NOW, Published
@@ -51,7 +51,8 @@ def test_untrusted_text_is_escaped_everywhere(published: Published, render_page:
         "task": "sst2", "example_id": ATTACK, "label": ATTACK, "predictions": {"full": ATTACK, "lora": "`<b>`"},
         "agreement": {}, "right": {}, "steps": [],
     }  # fmt: skip
-    claims = [c.model_copy(update={"statement": ATTACK, "notes": [ATTACK], "estimate_name": ATTACK}) for c in f.claims]
+    said = {"reasons": [Reason(kind="no_variation", text=ATTACK)], "reservations": [Reservation(kind="plan", text=ATTACK)]}
+    claims = [c.model_copy(update={"statement": ATTACK, "notes": [ATTACK], "estimate_name": ATTACK, **said}) for c in f.claims]
     statistics = {"x": {"title": ATTACK, "columns": [ATTACK], "rows": [[ATTACK]], "note": ATTACK, "steps": []}}
     page = render_page(
         published.with_findings(

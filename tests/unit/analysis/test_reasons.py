@@ -1,0 +1,237 @@
+"""Why a claim cannot be decided: every kind is reached, forbids a verdict, and is asked for by kind, whatever its text says."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from simulated_store import small_study, write_store
+from tunescope.analysis import statistical_analysis
+from tunescope.analysis.findings import Claim, Findings, Reason, ReasonKind, Reservation
+from tunescope.analysis.frames import Frames, collect
+from tunescope.analysis.statistical_analysis import analyse
+from tunescope.analysis.verdicts import entering, said
+from tunescope.study.schema import AnalysisSpec, ServingSpec, Study, TaskSpec
+
+NOW = "2026-01-01T00:00:00+00:00"
+TASKS = ("sst2", "rte")
+ANALYSIS = AnalysisSpec(overhead_batch_sizes=(4,), overhead_prompt_length=128, bootstrap_draws=20, permutation_draws=49)
+STUDY = small_study(
+    tasks={t: TaskSpec(max_length=512) for t in TASKS},
+    serving=ServingSpec(
+        arms=("base", "full", "merged", "lora_idle", "adapters_2"), batch_sizes=(4,), prompt_lengths=(128,), sampling=("greedy",),
+        two_adapters=TASKS,
+    ),
+    analysis=ANALYSIS,
+)  # fmt: skip
+RUN = "train/rte/lora/final/seed-42"
+BROKEN = {**dict.fromkeys((f"train/rte/{m}/final/seed-{s}" for m in ("full", "lora") for s in (1337, 2024)), ("failed", "no memory"))}
+Case = Callable[[Frames], tuple[Frames, Study, Any]]
+
+
+def with_analysis(**changes: Any) -> Study:
+    return small_study(tasks=STUDY.tasks, serving=STUDY.serving, analysis=ANALYSIS.model_copy(update=changes))
+
+
+def nobody_learned(f: Frames) -> Frames:
+    """Every run on RTE answers with one class; one lucky hit of a full run keeps the comparison from having no variation."""
+    p, rte = f.predictions.copy(), f.predictions.task == "rte"
+    p.loc[rte, "prediction"] = "not_entailment"
+    lucky = rte & (p.method == "full") & (p.label == "entailment")
+    p.loc[p.index[lucky][0], "prediction"] = "entailment"
+    p.loc[rte, "correct"] = (p.prediction == p.label)[rte].astype(float)
+    return replace(f, predictions=p)
+
+
+def metrics(f: Frames, change: Callable[[Any], Any], **where: Any) -> Frames:
+    """The drift scalars and blocks of some runs changed; None takes them away."""
+    m = f.metrics.copy()
+    chosen = m.name.str.startswith("drift") & (m.split == "probe")
+    for column, value in where.items():
+        chosen &= m[column] == value
+    if change is None:
+        return replace(f, metrics=m[~chosen])
+    m.loc[chosen, "value"] = change(m.value[chosen])
+    return replace(f, metrics=m)
+
+
+def slow_base(f: Frames) -> Frames:
+    rows = [
+        {**r, "cells": [{**c, "ms_per_token": 1.4 * c["ms_per_token"]} for c in r["cells"]]} if r["arm"] == "base" else r
+        for r in f.documents["serve"]["launches.jsonl"]
+    ]
+    return replace(f, documents={**f.documents, "serve": {**f.documents["serve"], "launches.jsonl": rows}})
+
+
+def first_launch(f: Frames) -> Frames:
+    rows = [r for r in f.documents["serve"]["launches.jsonl"] if r["launch"] == 0]
+    return replace(f, documents={**f.documents, "serve": {**f.documents["serve"], "launches.jsonl": rows}})
+
+
+def of_rte(f: Frames, **columns: Any) -> Frames:
+    p = f.predictions.copy()
+    for name, value in columns.items():
+        p.loc[p.task == "rte", name] = value
+    return replace(f, predictions=p)
+
+
+CASES: dict[str, tuple[Case, dict[str, list[ReasonKind]]]] = {
+    "sound": (lambda f: (f, STUDY, None), {}),
+    "nobody learned": (
+        lambda f: (nobody_learned(f), STUDY, None), {"quality/rte": ["gate_failed"], "drift/rte": ["nothing_learned"]},
+    ),
+    "no baselines": (
+        lambda f: (replace(f, baselines=f.baselines[f.baselines.task != "rte"]), STUDY, None),
+        {"quality/rte": ["gate_unknown"], "drift/rte": ["gate_unknown"]},
+    ),
+    "a run is missing": (
+        lambda f: (f, STUDY, {RUN: ("failed", "no memory")}), {"quality/rte": ["missing_steps"], "drift/rte": ["missing_steps"]},
+    ),
+    "one seed": (
+        lambda f: (f, STUDY, BROKEN),
+        {"quality/rte": ["missing_steps", "too_few_seeds"], "drift/rte": ["missing_steps", "too_few_seeds"]},
+    ),
+    "one paragraph": (lambda f: (of_rte(f, group="all"), STUDY, None), {"quality/rte": ["too_few_examples"]}),
+    "no scores": (lambda f: (of_rte(f, correct=np.nan), STUDY, None), {"quality/rte": ["metric_not_stored"]}),
+    "all right": (lambda f: (of_rte(f, correct=1.0), STUDY, None), {"quality/rte": ["no_variation"]}),
+    "no drift": (lambda f: (metrics(f, None, task="rte"), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
+    "no drift of a seed": (lambda f: (metrics(f, None, task="rte", seed=42), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
+    "nothing moved": (
+        lambda f: (metrics(f, lambda v: 0 * v, task="rte"), STUDY, None), {"drift/rte": ["no_variation", "no_reference_drift"]},
+    ),
+    "no serving": (
+        lambda f: (f, small_study(tasks=STUDY.tasks, serving=None, analysis=ANALYSIS), None), {"overhead": ["no_serving"]},
+    ),
+    "not served": (lambda f: (f, STUDY, {"serve": ("todo", "")}), {"overhead": ["missing_steps"]}),
+    "few launches": (lambda f: (f, with_analysis(min_launches=20), None), {"overhead": ["too_few_launches"]}),
+    "one launch, registered so": (
+        lambda f: (first_launch(f), with_analysis(min_launches=1), None), {"overhead": ["too_few_launches"]},
+    ),
+    "other cells": (
+        lambda f: (f, with_analysis(overhead_prompt_length=64), None), {"overhead": ["too_few_launches", "cells_not_measured"]},
+    ),
+    "twins differ": (lambda f: (slow_base(f), STUDY, None), {"overhead": ["twins_differ", "twins_differ"]}),
+}  # fmt: skip
+"""Name -> (what is wrong with the records, the reasons of the claims on one task and of overhead)."""
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Frames:
+    root = tmp_path_factory.mktemp("reasons")
+    write_store(root, STUDY, rng=np.random.default_rng(5), quality_gap=0.0, n_examples=200, drift_ratio=0.5)
+    return collect(root, STUDY)
+
+
+@pytest.fixture(scope="module")
+def cases(frames: Frames) -> dict[str, Findings]:
+    found = {}
+    for name, (change, _) in CASES.items():
+        changed, study, missing = change(frames)
+        found[name] = analyse(changed, study, missing, now=NOW)
+    return found
+
+
+def claim(findings: Findings, name: str) -> Claim:
+    return next(c for c in findings.claims if c.id == name)
+
+
+def test_every_kind_is_reached(cases: dict[str, Findings]) -> None:
+    assert {r.kind for f in cases.values() for c in f.claims for r in c.reasons} == set(get_args(ReasonKind))
+
+
+def test_every_kind_is_described() -> None:
+    page = (Path(__file__).parents[3] / "docs/report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == set(get_args(ReasonKind))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reasons_are_those_of_the_records(cases: dict[str, Findings], name: str) -> None:
+    single = [c for c in cases[name].claims if c.task is not None or c.dimension == "overhead"]
+    assert {c.id: [r.kind for r in c.reasons] for c in single if c.reasons} == CASES[name][1]
+    for c in single:
+        assert {r.task for r in c.reasons} <= {c.task}
+    for dimension in ("quality", "drift"):
+        tasks = [r for c in single if c.dimension == dimension for r in c.reasons]
+        assert claim(cases[name], f"{dimension}/all").reasons == tasks, "one undecidable task leaves the whole undecided"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reason_forbids_a_verdict_and_a_missing_p_has_one(cases: dict[str, Findings], name: str) -> None:
+    for c in cases[name].claims:
+        assert not c.reasons or (c.verdict == "inconclusive" and entering(c) == (None, None)), c.id
+        assert c.p is not None or c.reasons, f"{c.id} has no p and nothing says why"
+        assert not {r.text for r in c.reasons} & set(c.notes), "a reason is no note"
+        told = " ".join(said(c))
+        assert all(r.text in told for r in c.reasons) and all(note in told for note in c.notes)
+    named = {row[0]: row[1] for row in cases[name].statistics.get("undecided", {"rows": []})["rows"]}
+    for c in cases[name].claims:
+        if c.reasons and not c.id.endswith("/all"):
+            assert all(r.text in named[c.id] for r in c.reasons), "the table of what is not decided names every reason"
+
+
+def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Findings]) -> None:
+    answers = {name: " ".join(f.answer) for name, f in cases.items()}
+    assert "does not beat its baselines on RTE" in answers["nobody learned"] and "nothing was learned on RTE" in answers["nobody learned"]
+    for name in ("a run is missing", "one seed"):
+        assert answers[name].count("runs are missing on RTE") == 2
+    takes = {n: {row[0]: row[3] for row in f.statistics["undecided"]["rows"]} for n, f in cases.items() if "undecided" in f.statistics}
+    assert takes["nobody learned"]["drift/rte"].startswith("first a full that beats its baselines")
+    assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
+    few = {name for name, f in cases.items() if any("inconclusive by rule" in line.text for line in f.limitations)}
+    assert few == {"few launches", "one launch, registered so", "other cells"}
+
+
+def test_a_missing_step_says_why_wherever_it_is_named(cases: dict[str, Findings]) -> None:
+    assert f"{RUN} (failed: no memory)" in claim(cases["a run is missing"], "quality/all").reasons[0].text
+    assert "overhead does not enter: partial: missing serve (todo)" in claim(cases["not served"], "hypothesis").notes
+
+
+def test_a_part_that_does_not_enter_is_no_reason_against_the_whole(cases: dict[str, Findings]) -> None:
+    whole = claim(cases["no serving"], "hypothesis")
+    assert whole.verdict == "supported" and whole.notes == ["overhead does not enter: the study has no serving part"]
+
+
+@pytest.mark.parametrize("name", ["nobody learned", "one seed", "not served", "few launches", "twins differ"])
+def test_a_reworded_sentence_changes_nothing_but_itself(
+    frames: Frames, cases: dict[str, Findings], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The claims reach answer, advice, tables and limitations with other words for every reason, reservation and note."""
+    labelled = statistical_analysis.labelled
+
+    def reworded(claims: list[Claim], *rest: Any) -> list[Claim]:
+        return [
+            c.model_copy(
+                update={
+                    "reasons": [r.model_copy(update={"text": "other words"}) for r in c.reasons],
+                    "reservations": [r.model_copy(update={"text": "other words"}) for r in c.reservations],
+                    "notes": ["gate failed: partial: too few launches: not confirmatory: other words"],
+                }
+            )
+            for c in labelled(claims, *rest)
+        ]
+
+    monkeypatch.setattr(statistical_analysis, "labelled", reworded)
+    changed, study, missing = CASES[name][0](frames)
+    found, before = analyse(changed, study, missing, now=NOW), cases[name]
+    assert (found.answer, found.red_flags) == (before.answer, before.red_flags)
+    apart = [new.text for new, old in zip(found.limitations, before.limitations, strict=True) if new != old]
+    assert apart == ["Not every claim is confirmatory: other words."] * (name == "few launches")
+    assert {k: v for k, v in found.statistics.items() if k != "undecided"} == {
+        k: v for k, v in before.statistics.items() if k != "undecided"
+    }
+    rows = [[row[:1] + row[2:] for row in f.statistics["undecided"]["rows"]] for f in (found, before)]
+    assert rows[0] == rows[1] and "other words" in str(found.statistics["undecided"]["rows"])
+
+
+def test_everything_said_of_a_claim_has_its_place(cases: dict[str, Findings]) -> None:
+    whole = claim(cases["nobody learned"], "quality/all")
+    marked = whole.model_copy(update={"reservations": [Reservation(kind="few_seeds", text="s"), Reservation(kind="plan", text="p")]})
+    shown = said(marked.model_copy(update={"reasons": [Reason(kind="gate_failed", text=t, task="rte") for t in "ab"], "notes": ["n"]}))
+    assert shown == [
+        "not confirmatory: p", "the estimate is the weakest task's: SST-2", "inconclusive because RTE cannot be decided: a; b", "n",
+        "a first look: s",
+    ]  # fmt: skip
