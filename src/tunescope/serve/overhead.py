@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .arms import SAME_SHAPE, alternation
+from tunescope.study.arms import SAME_SHAPE
+
+from .arms import alternation
 
 Row = Mapping[str, Any]
 Cell = tuple[int, int, str]
