@@ -1,9 +1,12 @@
 """Tables and figures of what bench_serving.py has measured so far, as a folder to publish; runs where no GPU is.
 
     python benchmarks/serving_results.py runs/bench_serving/out --to docs/results/serving-h100
+    python benchmarks/serving_results.py first/out second/out --to docs/results/serving-h100
 
 Reads launches.jsonl, open_loop.jsonl, correctness.json and asked.json of the benchmark's folder. Writes the finished launches, every cell
 as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: repeat it after more launches.
+Several folders are sessions of one benchmark, on several GPUs of one kind: their launches are numbered on, so that launches are paired
+within a session, and an arm whose set-up differs between sessions is refused.
 """
 
 import argparse
@@ -56,12 +59,44 @@ def frames_of(out: Path, study: Study, scratch: Path) -> Frames:
     return collect(scratch, study, [SimpleNamespace(id=STEP)])
 
 
-def publish(out: Path, to: Path) -> None:
+def joined(outs: list[Path], scratch: Path) -> Path:
+    """One folder of all sessions: launch numbers of each go on after those of the one before.
+
+    Raises:
+        ValueError: the same arm was not set up alike (another model, grid, engine or kind of GPU).
+    """
+    asked = [json.loads((out / "asked.json").read_text()) for out in outs]
+    arms = list(dict.fromkeys(arm for each in asked for arm in each["serving"]["arms"]))
+    grid = {**asked[0]["serving"], "arms": arms, "launches": sum(each["serving"]["launches"] for each in asked)}
+    folder = scratch / "joined"
+    folder.mkdir()
+    said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
+    (folder / "asked.json").write_text(json.dumps(said))
+    for name in ("launches.jsonl", "open_loop.jsonl"):
+        first, alike, rows = 0, {}, []
+        for out in outs:
+            mine = [row for row in read_rows(out / name) if row["ok"]]
+            for row in mine:
+                if alike.setdefault(row["arm"], row["digest"]) != row["digest"]:
+                    raise ValueError(
+                        f"{out / name}: arm '{row['arm']}' was not set up as in the sessions before, so they are not one benchmark"
+                    )
+            rows += [row | {"launch": row["launch"] + first} for row in mine]
+            first = max((row["launch"] + 1 for row in rows), default=0)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = next((out / "correctness.json" for out in outs if (out / "correctness.json").is_file()), None)
+    if checked:
+        (folder / "correctness.json").write_text(checked.read_text())
+    return folder
+
+
+def publish(outs: list[Path], to: Path) -> None:
     """Write the folder."""
-    asked = json.loads((out / "asked.json").read_text())
-    study = study_of(asked)
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
+        out = joined(outs, Path(scratch))
+        asked = json.loads((out / "asked.json").read_text())
+        study = study_of(asked)
         frames = frames_of(out, study, Path(scratch))
     findings = Findings.model_construct(serving=serving_rows(frames, study))
     for name in ("launches.jsonl", "open_loop.jsonl"):
@@ -123,12 +158,16 @@ def markdown(table: Table) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the benchmark's --out folder")
+    parser.add_argument("outs", type=Path, nargs="+", metavar="out", help="the benchmark's --out folder, or those of several sessions")
     parser.add_argument("--to", type=Path, required=True, help="the folder to publish, e.g. docs/results/serving-h100")
     args = parser.parse_args()
-    if not (args.out / "asked.json").is_file() or not any(r["ok"] for r in read_rows(args.out / "launches.jsonl")):
-        parser.error(f"{args.out} holds no asked.json with a finished launch in launches.jsonl: give the --out folder of bench_serving.py")
-    publish(args.out, args.to)
+    for out in args.outs:
+        if not (out / "asked.json").is_file() or not any(r["ok"] for r in read_rows(out / "launches.jsonl")):
+            parser.error(f"{out} holds no asked.json with a finished launch in launches.jsonl: give the --out folder of bench_serving.py")
+    try:
+        publish(args.outs, args.to)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{args.to / 'README.md'}")
 
 

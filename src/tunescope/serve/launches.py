@@ -196,12 +196,14 @@ class Session:
 
 
 def machine_state(device: str) -> dict[str, Any]:
-    """Load of the machine, and clocks, heat and driver of its GPUs, to tell a drifting session from a slow arm."""
+    """Load of the machine, and clocks, heat and driver of the GPUs this step may use, to tell a drifting session from a slow arm."""
     state: dict[str, Any] = {"load_average_1min": os.getloadavg()[0]}
     program = shutil.which("nvidia-smi")
     if device == "cpu" or program is None:
         return state
-    query = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used"
+    query = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,index"
     command = [program, f"--query-gpu={query}", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return state | {"gpu": [line.strip() for line in told.stdout.splitlines()], "gpu_columns": query}
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")  # a host may have more GPUs than a step has
+    told = subprocess.run([*command, f"--id={mine}"] if mine else command, capture_output=True, text=True, timeout=30, check=False)
+    lines = told.stdout.splitlines() if told.returncode == 0 else []
+    return state | {"gpu": [line.strip() for line in lines], "gpu_columns": query}

@@ -275,3 +275,19 @@ def test_launches_of_another_kind_of_gpu_are_not_mixed_in(fakes, monkeypatch):
     gpu("NVIDIA H200")
     fakes.run()
     assert len(fakes.commands) == 12 and len(fakes.rows) == 6
+
+
+def test_a_step_records_its_own_gpus_only(tmp_path, monkeypatch):
+    """A host with more GPUs than the step has would otherwise make every launch anew on a host with fewer."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *--id=1*) echo "second, 570";; *--id=*) exit 1;; *) echo "first, 570"; echo "second, 570";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launches.machine_state("cuda")["gpu"] == ["first, 570", "second, 570"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert launches.machine_state("cuda")["gpu"] == ["second, 570"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-gone")
+    assert launches.machine_state("cuda")["gpu"] == []

@@ -1,0 +1,55 @@
+"""Sessions of one serving benchmark put together for publishing."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "serving_results.py"
+
+
+@pytest.fixture(scope="module")
+def results():
+    spec = importlib.util.spec_from_file_location("serving_results", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def session(folder, arms, launches, digest="a", failed=()):
+    folder.mkdir()
+    (folder / "asked.json").write_text(
+        json.dumps({"command": f"bench {folder.name}", "model": "m", "serving": {"arms": arms, "launches": launches}})
+    )
+    rows = [
+        {"arm": arm, "launch": n, "ok": (arm, n) not in failed, "digest": f"{digest}-{arm}", "from": folder.name}
+        for n in range(launches)
+        for arm in arms
+    ]
+    (folder / "launches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def joined_rows(results, tmp_path, outs):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    folder = results.joined(outs, scratch)
+    return json.loads((folder / "asked.json").read_text()), results.read_rows(folder / "launches.jsonl")
+
+
+def test_launches_of_sessions_are_numbered_on_and_stay_paired(results, tmp_path):
+    outs = [session(tmp_path / "one", ["base", "merged"], 3, failed={("base", 2)}), session(tmp_path / "two", ["merged", "base"], 2)]
+    asked, rows = joined_rows(results, tmp_path, outs)
+    numbers = {arm: sorted(r["launch"] for r in rows if r["arm"] == arm) for arm in ("base", "merged")}
+    assert numbers == {"base": [0, 1, 3, 4], "merged": [0, 1, 2, 3, 4]}
+    source = {(r["launch"], r["from"]) for r in rows}
+    assert source == {(0, "one"), (1, "one"), (2, "one"), (3, "two"), (4, "two")}  # a pair never spans two sessions
+    assert asked["serving"] == {"arms": ["base", "merged"], "launches": 5} and asked["command"] == "bench one\nbench two"
+
+
+def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
+    outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1, digest="b")]
+    with pytest.raises(ValueError, match=r"two/launches\.jsonl: arm 'base' was not set up as in the sessions before"):
+        joined_rows(results, tmp_path, outs)
