@@ -23,7 +23,7 @@ def overhead_adapters(material: Material) -> Chart:
     spec = material.study.analysis
     model = overhead_model(launch_rows(material.frames), spec.overhead_baseline_arm)
     if model is None:
-        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and three points")
+        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and two launches of both")
     even = break_even(model, spec.overhead_limit)
     figure, (ax,) = panels([""], height=3.2)
     _line(ax, model)
@@ -37,8 +37,8 @@ def overhead_adapters(material: Material) -> Chart:
     legend_below(figure, ax, 4)
     batches = ", ".join(map(str, sorted({c[0] for c in model.cells})))
     caption = (
-        f"One point a launch, mean over batches of {batches}; line: intercept and slope by least squares with its pointwise "
-        f"{model.level:.0%} band (HC3). {even.text}"
+        f"One point a launch, mean over batches of {batches}; line: mean of the launches' own least-squares lines with its "
+        f"pointwise {model.level:.0%} band (t over launches). {even.text}"
     )
     alt = (
         f"Overhead = {percent(model.intercept)} + {percent(model.slope)} an adapter ({percent(model.slope_interval[0])} to "

@@ -3,10 +3,12 @@
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 PATTERN = r"^(?:(base|full|merged|lora_idle|switching)|merged_x([2-9]|[1-9][0-9]+)|adapters_([1-9][0-9]*)(?:_of_([1-9][0-9]*))?(_narrow)?)$"
-"""Every name there is; of the regular expressions that JSON Schema reads too."""
+"""Every name there is, in the part of regular expressions that JSON Schema has too."""
 SAME_SHAPE = ("base", "full", "merged")
 """Arms of identical shapes: they must tie, and are the noise check."""
 
@@ -94,3 +96,7 @@ def parse_arm(name: str) -> Arm:
 def arm_name(name: str) -> str:
     """An arm in words."""
     return parse_arm(name).words
+
+
+ArmName = Annotated[str, AfterValidator(lambda name: parse_arm(name).name), Field(json_schema_extra={"pattern": PATTERN})]
+"""The name of an arm in a study file; any other is refused with `parse_arm`'s reason."""

@@ -3,19 +3,9 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from .arms import PATTERN, parse_arm
+from .arms import ArmName, parse_arm
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
@@ -23,8 +13,6 @@ Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "cor
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
-ArmName = Annotated[str, AfterValidator(lambda name: parse_arm(name).name), Field(json_schema_extra={"pattern": PATTERN})]
-"""A serving arm; see `arms.parse_arm`."""
 
 
 class Frozen(BaseModel):
