@@ -37,7 +37,7 @@ SHAPES = {
         "vocab_size": 8192, "max_position_embeddings": 1024,
     },
 }  # fmt: skip
-KEPT = ("launches.jsonl", "open_loop.jsonl", "overhead.json", "correctness.json")
+KEPT = ("launches.jsonl", "open_loop.jsonl", "correctness.json")
 
 
 class Printed:

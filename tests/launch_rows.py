@@ -1,6 +1,9 @@
 """Rows of launches.jsonl with chosen times, for tests of what is computed from them."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 GREEDY = "greedy"
 
@@ -20,3 +23,15 @@ def row(arm: str, launch: int, cells: list[dict[str, Any]], adapters: Any = (), 
 def session(times: dict[str, list[float]], **kwargs: Any) -> list[dict[str, Any]]:
     """{arm: [ms per launch]} -> rows."""
     return [row(arm, k, [cell(ms)], **kwargs) for arm, values in times.items() for k, ms in enumerate(values)]
+
+
+def engines(overheads: dict[int, float], launches: int = 10, noise: float = 0.0, seed: int = 0, batch: int = 4) -> list[dict[str, Any]]:
+    """Rows of merged at 2 ms a token and of adapters_N at 2 * (1 + overhead) ms."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k in range(launches):
+        for n, overhead in {0: 0.0, **overheads}.items():
+            arm, names = (f"adapters_{n}", [f"a{i}" for i in range(n)]) if n else ("merged", [])
+            ms = 2 * (1 + overhead) * math.exp(rng.normal(0, noise))
+            rows.append(row(arm, k, [cell(ms, batch=batch)], adapters=names) | {"weight_bytes": 2**20, "lora_slot_bytes": n * 2**10})
+    return rows

@@ -4,13 +4,14 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.study.arms import arm_name
 from tunescope.study.schema import AnalysisSpec, Study
 
 from .confirmatory import standing
 from .findings import Claim, ReasonKind
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import NAMES, arm_name, meaningless, weakest
+from .verdicts import NAMES, meaningless, weakest
 
 PER_TASK = 10
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
-from tunescope.serve.overhead import overhead_ratio
+from tunescope.serve.overhead import overhead_ratio, side_by_side
 from tunescope.study.schema import Study
 
 from .findings import Claim, RedFlag
@@ -75,8 +75,7 @@ def _latency(frames: Frames) -> Iterator[tuple[str, str]]:
 def _falling_overhead(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
     """More adapters, less overhead, beyond the intervals."""
     rows, baseline = launch_rows(frames), study.analysis.overhead_baseline_arm
-    arms = [a for a in ("adapters_1", "adapters_2", "adapters_4") if a in set(frames.launches.arm)]
-    ratios = [(a, overhead_ratio(rows, a, baseline, registered_cells(study))) for a in arms]
+    ratios = [(arm, overhead_ratio(rows, arm, baseline, registered_cells(study))) for arm in side_by_side(rows)]
     for (fewer, first), (more, second) in pairwise(ratios):
         if first and second and first.low is not None and second.high is not None and second.high < first.low:
             yield frames.of_kind("serve")[0], f"overhead falls from {fewer} ({first.ratio:.2f}) to {more} ({second.ratio:.2f})"

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from tunescope.serve.overhead import Row, finished, log_ratios, tie_check
+from tunescope.study.arms import arm_name
 from tunescope.study.schema import Study
 
 from .crossed import TTest, t_test
 from .findings import Claim, Reason
 from .frames import Frames
-from .verdicts import arm_name, decide
+from .verdicts import decide
 
 
 def launch_rows(frames: Frames) -> list[Row]:

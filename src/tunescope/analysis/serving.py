@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from tunescope.serve.overhead import Row, cell_table, finished, overhead_ratio
-from tunescope.serve.scaling import summary
+from tunescope.serve.overhead import Row, cell_table, finished, overhead_ratio, tie_check
 from tunescope.study.schema import Study
 
 from .findings import ServingRow
 from .frames import Frames
+from .merged_or_adapters import choices
 from .overhead import launch_rows
+from .overhead_scaling import break_even, overhead_model
+from .overhead_surface import surface
+from .serving_advice import recommendations
+from .serving_memory import memory_table
 
 
 def serving_rows(frames: Frames, study: Study) -> list[ServingRow]:
@@ -88,9 +92,19 @@ def finite(value: float | None) -> float | None:
 
 
 def overhead_summary(frames: Frames, study: Study) -> dict[str, Any]:
-    """Tie check, overhead against the number of adapters, break-even and recommendations, at the registered limit; {} without launches."""
+    """Tie check, models of overhead, break-evens, memory and recommendations, at the registered limit; {} without launches."""
     rows, spec = launch_rows(frames), study.analysis
     if not rows:
         return {}
+    baseline, limit = spec.overhead_baseline_arm, spec.overhead_limit
     cpu = any(frames.outputs(step).get("cpu_figures") for step in frames.of_kind("serve"))
-    return summary(rows, spec.overhead_limit, spec.min_launches, cpu, spec.overhead_baseline_arm)
+    model, joint = overhead_model(rows, baseline), surface(rows, baseline)
+    return {
+        "tie_check": tie_check(rows),
+        "model": vars(model) if model else None,
+        "break_even": vars(break_even(model, limit)) if model else None,
+        "surface": joint.plain() if joint else None,
+        "choices": [vars(choice) for choice in choices(rows)],
+        "memory": memory_table(rows),
+        "recommendations": recommendations(rows, limit, spec.min_launches, cpu, baseline),
+    }

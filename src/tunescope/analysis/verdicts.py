@@ -1,6 +1,5 @@
 """From p values to verdicts: three-way decisions, families of tasks, and the composite hypothesis."""
 
-import re
 from collections.abc import Sequence
 
 from tunescope.study.schema import AnalysisSpec
@@ -9,27 +8,8 @@ from .confirmatory import FIRST_LOOK, NOT_CONFIRMATORY
 from .families import any_of, composite, composite_opposite, holm, intersection_union
 from .findings import Claim, Reason, Verdict
 
-ARMS = {
-    "base": "base", "full": "full fine-tuned", "merged": "merged", "lora_idle": "adapters on, none used", "adapters_1": "1 adapter",
-    "adapters_2": "2 adapters", "adapters_4": "4 adapters", "switching": "switching",
-}  # fmt: skip
-"""The usual serving arms in words."""
-_MORE_ARMS = (
-    (re.compile(r"merged_x(\d+)"), "{0} merged engines"),
-    (re.compile(r"adapters_(\d+)"), "{0} adapters"),
-    (re.compile(r"adapters_(\d+)_narrow"), "{0} adapters, own modules"),
-    (re.compile(r"adapters_(\d+)_of_(\d+)"), "{0} adapters, {1} slots"),
-    (re.compile(r"adapters_(\d+)_of_(\d+)_narrow"), "{0} adapters, {1} slots, own modules"),
-)
-"""The others: own modules = only the modules the adapters touch are wrapped."""
 NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "rte": "RTE", "squad_v2": "SQuAD v2"}
 """Task names as their publishers write them."""
-
-
-def arm_name(arm: str) -> str:
-    """A serving arm in words."""
-    said = next((words.format(*m.groups()) for pattern, words in _MORE_ARMS if (m := pattern.fullmatch(arm))), arm)
-    return ARMS.get(arm, re.sub(r"^1 adapters", "1 adapter", said))
 
 
 def entering(claim: Claim) -> tuple[float | None, float | None]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import figures_drift, figures_engines, figures_quality, figures_runs, figures_serving
+from . import figures_adapters, figures_drift, figures_quality, figures_runs, figures_serving
 from .drawing import Chart, Material, NoData, save, style
 
 FIGURES: dict[str, Callable[[Material], Chart]] = {
@@ -20,11 +20,11 @@ FIGURES: dict[str, Callable[[Material], Chart]] = {
     "drift_quality": figures_runs.drift_quality,
     "correlations": figures_runs.correlations,
     "overhead": figures_serving.overhead,
-    "overhead_adapters": figures_engines.overhead_adapters,
+    "overhead_adapters": figures_adapters.overhead_adapters,
     "serving_scaling": figures_serving.scaling,
     "latency_throughput": figures_serving.latency_throughput,
-    "serving_memory": figures_engines.memory,
-    "switching": figures_engines.switching,
+    "serving_memory": figures_adapters.memory,
+    "switching": figures_adapters.switching,
 }
 """File name -> drawing function, in the order of the report."""
 

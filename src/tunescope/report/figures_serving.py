@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from tunescope.analysis.findings import ServingRow
+from tunescope.study.arms import arm_name, parse_arm
 
 from .drawing import INK, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
-from .wording import arm_name, decimals, percent, percent_interval
+from .wording import decimals, percent, percent_interval
 
 
 def _rows(material: Material) -> list[ServingRow]:
@@ -32,7 +33,7 @@ def overhead(material: Material) -> Chart:
     spec = material.study.analysis
     # Several merged engines are no overhead over one: they have a table of their own.
     rows = [r for r in _rows(material) if r.ratio_to_baseline is not None and r.arm != spec.overhead_baseline_arm]
-    rows = [r for r in rows if not r.arm.startswith("merged_x")]
+    rows = [r for r in rows if parse_arm(r.arm).engines == 1]
     if not rows:
         raise NoData(f"no serving cell can be compared with the {spec.overhead_baseline_arm} arm")
     sizes, arms = sorted({r.batch_size for r in rows}), _arms(rows, material)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunescope.analysis.findings import BaselineRow, Claim, CostRow, Findings, ServingRow, TaskRow
 from tunescope.analysis.verdicts import said
+from tunescope.study.arms import arm_name
 
 from . import wording as w
 from .tables_statistics import disagreements_table, statistics_tables
@@ -141,7 +142,7 @@ def serving_table(rows: Sequence[ServingRow]) -> Table:
     """Every serving cell over launches; remarks that hold for all of them stand under the table."""
     shared = [n for n in _notes(rows[0]) if all(n in _notes(r) for r in rows)] if rows else []
     formats: list[Format] = [
-        ("Arm", lambda r: w.arm_name(r.arm)),
+        ("Arm", lambda r: arm_name(r.arm)),
         ("Batch", lambda r: w.count(r.batch_size)),
         ("Prompt", lambda r: w.count(r.prompt_length)),
         ("Sampling", lambda r: r.sampling),

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunescope.analysis.verdicts import NAMES
-from tunescope.analysis.verdicts import arm_name as arm_name
 
 NONE = "–"
 MINUS = "−"

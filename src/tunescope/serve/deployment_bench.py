@@ -1,7 +1,7 @@
 """The serve step: one host session over all arms, every launch a child process around the real vLLM engine.
 
 Leaves `launches.jsonl` and, when the study asks for it, `open_loop.jsonl` (one row per launch, finished ones survive a restart),
-`correctness.json`, `overhead.json` and `logs/`.
+`correctness.json` and `logs/`.
 """
 
 import importlib.util
@@ -113,13 +113,10 @@ def _conclude(session: Session, rows: Sequence[Row], opened: Sequence[Row], made
     if not good:
         raise StepError("no launch of any arm finished:\n" + "\n".join(errors.values()))
     from .overhead import tie_check
-    from .scaling import summary
 
     spec, cpu, folder = session.spec, session.ctx.device == "cpu", session.ctx.folder
     checked = correctness(good, made.references, spec.task, session.dtype, spec.merge_tolerance_fp32)
     (folder / "correctness.json").write_text(json.dumps(checked, indent=1))
-    # The margin and the launch count of the registered claim belong to the analysis; these are the plan's defaults.
-    (folder / "overhead.json").write_text(json.dumps(summary(good, 0.30, 10, cpu), indent=1))
     outputs = {
         "eager": session.eager,
         "device": session.ctx.device,

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunescope.records import StepContext
+from tunescope.study.arms import Arm, parse_arm
 from tunescope.study.identity import fingerprint
 from tunescope.study.inputs import ServeInputs
 from tunescope.study.schema import OpenLoopSpec, ServingSpec
 
-from .arms import Arm, accepted_rank, cells, launch_order, max_loras, plan_arm
+from .arms import accepted_rank, cells, launch_order, max_loras
 from .correctness import MINIMUM_DIFFERENCE
 from .session import Row, keep_finished, run_launch, run_session
 
@@ -45,7 +46,7 @@ class Session:
     @classmethod
     def open(cls, inputs: ServeInputs, ctx: StepContext, version: str) -> "Session":
         spec, cpu = inputs.serving, ctx.device == "cpu"
-        arms = [plan_arm(name) for name in spec.all_arms]
+        arms = [parse_arm(name) for name in spec.all_arms]
         planned = list(launch_order(list(dict.fromkeys(spec.arms)), spec.launches))
         planned_open = list(launch_order(list(dict.fromkeys(spec.open_loop.arms)), spec.open_loop.launches)) if spec.open_loop else []
         dtype = spec.dtype if spec.dtype != "auto" else "float32" if cpu else "bfloat16"
@@ -157,7 +158,7 @@ class Session:
             "cells": cells(arm, spec),
             "requests_per_cell": spec.prompts_per_cell,
             "warmup_calls": spec.warmup_calls,
-            "switching": switching if arm.name == "switching" else None,
+            "switching": switching if arm.switches else None,
             "minimum_difference": MINIMUM_DIFFERENCE[self.dtype],
             "prompts": str(made.prompts),
             "watch_stdin": True,

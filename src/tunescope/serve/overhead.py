@@ -1,4 +1,4 @@
-"""Serving overhead from launch rows: cell table, ratios with intervals, the tie check, the model against adapters, the break-even.
+"""Serving overhead from launch rows: cell table, ratios with intervals, the tie check.
 
 One launch is one sample. A row is one line of `launches.jsonl`; rows that are not `ok` are ignored everywhere.
 """
@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .arms import SAME_SHAPE, alternation
+from tunescope.study.arms import SAME_SHAPE, parse_arm
+
+from .arms import alternation
 
 Row = Mapping[str, Any]
 Cell = tuple[int, int, str]
@@ -29,6 +31,12 @@ TIE_REACH = 0.10
 def finished(rows: Sequence[Row], arm: str | None = None) -> list[Row]:
     """The rows of finished launches, of one arm or of all."""
     return [r for r in rows if r["ok"] and (arm is None or r["arm"] == arm)]
+
+
+def side_by_side(rows: Sequence[Row]) -> dict[str, int]:
+    """The finished arms that serve N adapters side by side in N slots -> N, the fewest first."""
+    arms = [parse_arm(name) for name in dict.fromkeys(r["arm"] for r in finished(rows))]
+    return {arm.name: arm.adapters for arm in sorted(arms, key=lambda arm: arm.adapters) if arm.side_by_side}
 
 
 def cell_of(cell: Row) -> Cell:

@@ -18,9 +18,10 @@ from tunescope.errors import PrerequisiteError, TunescopeError
 from tunescope.models.loading import load_model, load_tokenizer, resolve_model
 from tunescope.models.lora_utils import load_finetuned, merge_adapter
 from tunescope.records import StepContext, store_root
+from tunescope.study.arms import Arm
 from tunescope.study.inputs import ServeInputs
 
-from .arms import Arm, accepted_rank, pick_adapters
+from .arms import accepted_rank, pick_adapters
 
 POOL = 256
 """Distinct prompts per length, used in turn."""

@@ -15,18 +15,14 @@ from pydantic import (
     model_validator,
 )
 
+from .arms import ArmName, parse_arm
+
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
 Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "correlate"]
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
-ArmName = Annotated[
-    str, Field(pattern=r"^(base|full|merged|lora_idle|switching|merged_x[1-9]\d*|adapters_[1-9]\d*(_of_[1-9]\d*)?(_narrow)?)$")
-]
-"""A serving arm; `adapters_N`: N adapters side by side, `adapters_N_of_M`: on an engine with M slots, `_narrow`: only the adapters' own
-modules are wrapped, `merged_xK`: K merged engines at once on one device.
-"""
 
 
 class Frozen(BaseModel):
@@ -182,12 +178,12 @@ class ServingSpec(Frozen):
         return tuple(dict.fromkeys([*self.arms, *(self.open_loop.arms if self.open_loop else ())]))
 
     def served_tasks(self, tasks: Iterable[TaskName]) -> set[TaskName]:
-        """Tasks whose adapters the arms need: the served one, the pair from two adapters on, all of `tasks` from three on."""
-        counts = [int(arm.split("_")[1]) for arm in self.all_arms if arm.startswith("adapters_")]
+        """Tasks whose adapters the arms need: the served one, the pair from two adapters on, all of `tasks` from three side by side on."""
+        arms = [parse_arm(name) for name in self.all_arms]
         served = {self.task}
-        if max(counts, default=0) >= 2 or "switching" in self.all_arms:
+        if any(arm.adapters >= 2 for arm in arms):
             served |= set(self.two_adapters)
-        return served | set(tasks) if max(counts, default=0) > 2 else served
+        return served | set(tasks) if any(arm.adapters > 2 and not arm.switches for arm in arms) else served
 
 
 class AnalysisSpec(Frozen):

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from launch_rows import engines
 from simulated_store import small_study, write_store
 from tunescope.analysis.flags import red_flags
 from tunescope.analysis.frames import collect
 from tunescope.analysis.scores import seeds_of
 from tunescope.analysis.statistical_analysis import analyse
+from tunescope.study.schema import AnalysisSpec
 
 STUDY = small_study()
 
@@ -34,3 +36,11 @@ def test_the_settings_of_the_final_runs_are_a_table(frames):
     table = analyse(frames, STUDY, None, now="2026-01-01T00:00:00+00:00").statistics["training_settings"]
     assert len(table["rows"]) == len(STUDY.tasks) * len(STUDY.methods)
     assert list(table["rows"][0][2:4]) == ["fp32", "adamw"]
+
+
+def test_less_overhead_with_more_adapters_is_flagged_for_any_numbers(frames):
+    study = STUDY.model_copy(update={"analysis": AnalysisSpec(overhead_batch_sizes=(4,), overhead_prompt_length=128)})
+    (step,) = frames.of_kind("serve")
+    frames.documents[step]["launches.jsonl"] = engines({8: 0.2, 3: 0.5, 4: 0.6}, noise=0.001)
+    falls = [flag for flag in red_flags(frames, study, []) if "overhead falls" in flag.text]
+    assert [(flag.step, flag.text) for flag in falls] == [(step, "overhead falls from adapters_4 (1.60) to adapters_8 (1.20)")]

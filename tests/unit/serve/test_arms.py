@@ -1,8 +1,9 @@
 import pytest
 
 from tunescope.errors import StudyError
-from tunescope.serve.arms import accepted_rank, cells, check_grid, launch_order, max_loras, pick_adapters, plan_arm
-from tunescope.study.schema import ServingSpec
+from tunescope.serve.arms import accepted_rank, cells, check_grid, launch_order, max_loras, pick_adapters
+from tunescope.study.arms import parse_arm
+from tunescope.study.schema import OpenLoopSpec, ServingSpec
 
 
 def test_launches_are_interleaved_a_b_b_a():
@@ -15,27 +16,13 @@ def test_a_linear_drift_of_the_machine_hits_all_arms_alike_over_two_launches():
     assert len(set(mean_position.values())) == 1
 
 
-def test_every_arm_of_the_study_file_has_a_plan():
-    spec = ServingSpec()
-    assert [plan_arm(name).name for name in spec.arms] == list(spec.arms)
-    assert [plan_arm(n).lora for n in ("base", "full", "merged", "lora_idle")] == [False, False, False, True]
-
-
-def test_slots_vary_apart_from_adapters():
-    arm = plan_arm("adapters_1_of_4_narrow")
-    assert (arm.adapters, arm.slots, arm.narrow) == (1, 4, True)
-    for wrong in ("adapters_0", "adapters_4_of_2", "adapter_2", "peft"):
-        with pytest.raises(StudyError, match=wrong):
-            plan_arm(wrong)
-
-
 def test_cpu_engines_get_one_more_slot_than_adapters_and_gpu_engines_do_not():
-    assert [max_loras(plan_arm("adapters_2"), d) for d in ("cpu", "cuda")] == [3, 2]
-    assert [max_loras(plan_arm("switching"), d) for d in ("cpu", "cuda")] == [2, 2]
+    assert [max_loras(parse_arm("adapters_2"), d) for d in ("cpu", "cuda")] == [3, 2]
+    assert [max_loras(parse_arm("switching"), d) for d in ("cpu", "cuda")] == [2, 2]
 
 
 def test_idle_and_two_adapter_engines_differ_only_in_use():
-    assert max_loras(plan_arm("lora_idle"), "cuda") == max_loras(plan_arm("adapters_2"), "cuda")
+    assert max_loras(parse_arm("lora_idle"), "cuda") == max_loras(parse_arm("adapters_2"), "cuda")
 
 
 @pytest.mark.parametrize(("rank", "accepted"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (300, 320), (512, 512)])
@@ -50,23 +37,30 @@ def test_a_rank_above_the_largest_is_refused():
 
 def test_adapters_are_the_registered_ones_first_and_copies_last():
     spec, trained = ServingSpec(task="mrpc", two_adapters=("sst2", "squad_v2")), ["mrpc", "sst2", "rte", "squad_v2"]
-    assert pick_adapters(plan_arm("adapters_1"), spec, trained) == [("mrpc", 0)]
-    assert pick_adapters(plan_arm("adapters_2"), spec, trained) == [("sst2", 0), ("squad_v2", 0)]
-    eight = pick_adapters(plan_arm("adapters_8"), spec, trained)
+    assert pick_adapters(parse_arm("adapters_1"), spec, trained) == [("mrpc", 0)]
+    assert pick_adapters(parse_arm("adapters_2"), spec, trained) == [("sst2", 0), ("squad_v2", 0)]
+    eight = pick_adapters(parse_arm("adapters_8"), spec, trained)
     assert len(set(eight)) == 8 and [copy for _, copy in eight] == [0] * 4 + [1] * 4
-    assert pick_adapters(plan_arm("lora_idle"), spec, trained) == []
+    assert pick_adapters(parse_arm("lora_idle"), spec, trained) == []
 
 
 def test_cells_are_the_whole_grid_and_label_alternation():
     spec = ServingSpec(batch_sizes=(1, 2, 4), prompt_lengths=(128, 256), sampling=("greedy", "sampled"))
-    grid = cells(plan_arm("adapters_4"), spec)
+    grid = cells(parse_arm("adapters_4"), spec)
     assert len({(c["batch_size"], c["prompt_length"], c["sampling"]) for c in grid}) == 3 * 2 * 2
     assert {(c["batch_size"], c["adapters_active"], bool(c["note"])) for c in grid} == {(1, 1, True), (2, 2, True), (4, 4, False)}
-    assert not any(c["note"] for c in cells(plan_arm("base"), spec))
-    assert cells(plan_arm("switching"), spec) == []
+    assert not any(c["note"] for c in cells(parse_arm("base"), spec))
+    assert cells(parse_arm("switching"), spec) == []
 
 
 def test_a_grid_that_cannot_run_lists_every_reason():
     with pytest.raises(StudyError) as caught:
         check_grid(ServingSpec(prompt_lengths=(512,), output_tokens=600, batch_sizes=(32,)))
     assert "1112" in str(caught.value) and "32" in str(caught.value) and len(caught.value.problems) == 2
+
+
+def test_only_one_engine_that_does_not_switch_has_an_open_loop():
+    arms = ("base", "merged", "merged_x2", "lora_idle", "adapters_2_of_4_narrow", "switching")
+    with pytest.raises(StudyError) as caught:
+        check_grid(ServingSpec(open_loop=OpenLoopSpec(arms=arms)))
+    assert [p.split("'")[1] for p in caught.value.problems] == ["merged_x2", "switching"]

@@ -109,7 +109,7 @@ def test_all_arms_run_interleaved_and_everything_is_written(fakes):
     result = fakes.run()
     assert [arm for arm, _ in fakes.commands] == ["base", "merged", "adapters_2", "adapters_2", "merged", "base"]
     assert [(r["arm"], r["launch"], r["order"]) for r in fakes.rows][-1] == ("base", 1, 5)
-    assert {p.name for p in fakes.folder.iterdir()} == {"launches.jsonl", "correctness.json", "overhead.json", "logs"}
+    assert {p.name for p in fakes.folder.iterdir()} == {"launches.jsonl", "correctness.json", "logs"}
     assert result.metrics == [] and result.content == []
     assert result.outputs["eager"] and result.outputs["cpu_figures"] and result.outputs["correct"]
     assert result.outputs["tie_check"]["ok"] is True and result.outputs["versions"]["vllm"] == "0.32.0"

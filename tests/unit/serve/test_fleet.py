@@ -6,7 +6,8 @@ import time
 import pytest
 
 from tunescope.serve import fleet
-from tunescope.serve.arms import cells, plan_arm
+from tunescope.serve.arms import cells
+from tunescope.study.arms import parse_arm
 from tunescope.study.schema import ServingSpec
 
 SPEC = {
@@ -73,7 +74,7 @@ def test_a_sibling_that_never_comes_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_fleet_measures_only_batches_that_divide_among_its_engines():
-    arm = plan_arm("merged_x2")
+    arm = parse_arm("merged_x2")
     assert (arm.model, arm.engines, arm.lora) == ("merged", 2, False)
     sizes = [
         (c["batch_size"], c["note"]) for c in cells(arm, ServingSpec(batch_sizes=(1, 2, 4), prompt_lengths=(8,), sampling=("greedy",)))

@@ -8,7 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.serve import prepare
-from tunescope.serve.arms import plan_arm
 from tunescope.serve.prepare import (
     ask_log_probabilities,
     copy_adapter,
@@ -18,6 +17,7 @@ from tunescope.serve.prepare import (
     read_adapter,
     trained_runs,
 )
+from tunescope.study.arms import parse_arm
 from tunescope.study.inputs import ServeInputs
 from tunescope.study.schema import ModelSpec, ServingSpec
 
@@ -119,7 +119,7 @@ def provide(arm, finals, base, tmp_path, **upstream):
     )
     found = prepare.Materials(base, tmp_path / "prompts.json", [], {"base": base})
     ctx = SimpleNamespace(folder=tmp_path / "step", upstream=upstream)
-    prepare._provide(plan_arm(arm), inputs, ctx, finals, found, "float32")
+    prepare._provide(parse_arm(arm), inputs, ctx, finals, found, "float32")
     return found
 
 

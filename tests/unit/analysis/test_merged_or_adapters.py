@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from launch_rows import cell, row
-from tunescope.serve.merging import choices, memory_table
+from tunescope.analysis.merged_or_adapters import choices
+from tunescope.study.arms import parse_arm
 
 MIB = 2**20
 
@@ -17,7 +18,7 @@ def planted(times, launches=10, noise=0.0, weights=None, seed=0, device="cuda", 
     rng, rows = np.random.default_rng(seed), []
     for launch in range(launches):
         for arm, ms in times.items():
-            names = [f"a{i}" for i in range(int(arm.split("_")[1]))] if arm.startswith("adapters") else []
+            names = [f"a{i}" for i in range(parse_arm(arm).adapters)]
             one = row(arm, launch, [cell(ms * math.exp(rng.normal(0, noise)), batch=b) for b in (1, 4, 8)], adapters=names)
             one |= {"weight_bytes": (weights or {}).get(arm), "device": device, "max_loras": len(names) or None}
             rows.append(one | {"kv_blocks": (cache or {}).get(arm), "kv_block_tokens": 16})
@@ -84,10 +85,6 @@ def test_a_cpu_has_no_cache_to_compare_and_one_launch_no_limits():
     assert choices(planted({"merged": 2.0, "adapters_1": 3.0})) == [] == choices([])
 
 
-def test_the_memory_of_a_slot_is_what_the_engine_holds_more_than_the_base():
-    rows = planted(
-        {"base": 1.0, "adapters_2": 1.0}, weights={"base": 100 * MIB, "adapters_2": 120 * MIB}, cache={"base": 50, "adapters_2": 40}
-    )
-    base, two = memory_table(rows)
-    assert base["bytes_per_slot"] is None and base["cache_share"] == 1 and base["cache_tokens"] == 800
-    assert two["bytes_per_slot"] == 10 * MIB and two["cache_share"] == pytest.approx(0.8) and two["launches"] == 10
+def test_only_numbers_measured_both_ways_are_compared():
+    rows = planted(TIMES | {"merged_x8": 16.0, "adapters_16": 9.0, "adapters_8_of_16": 1.0, "adapters_8_narrow": 1.0})
+    assert by_measure(rows)["time"].counts == (1, 2, 4)

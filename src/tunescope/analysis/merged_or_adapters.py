@@ -1,19 +1,19 @@
-"""K merged engines on one device, or one engine with K adapters: time, weights and cache of both, and where one overtakes the other."""
+"""K merged engines on one device or one engine with K adapters: time, weights and cache of both, and the break-even K."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tunescope.analysis.crossed import fieller
-from tunescope.analysis.regression import fit_repeats
+from tunescope.serve.overhead import Cell, Row, common_cells, finished, log_ratios, side_by_side
+from tunescope.study.arms import parse_arm
 
-from .overhead import Cell, Row, common_cells, finished, log_ratios
+from .crossed import fieller
+from .regression import fit_repeats
+from .serving_memory import cache_tokens, weights_and_slots
 
-_FLEET = re.compile(r"merged_x(\d+)")
 MEASURES = {"time": "time per token", "weights": "bytes of weights and adapter slots", "cache": "tokens of key-value cache"}
 
 
@@ -44,38 +44,28 @@ def choices(rows: Sequence[Row], level: float = 0.90) -> list[Choice]:
 
     Cells are those that every compared arm shares and whose batch holds all adapters.
     """
-    counts = _counts(rows)
-    arms = [arm for k in counts for arm in _pair(k)]
-    cells = [c for c in common_cells(rows, arms) if c[0] >= max(counts)] if counts else []
-    by_measure: dict[str, Callable[[int], dict[int, float]]] = {
-        "time": lambda k: log_ratios(rows, *_pair(k), cells),
-        "weights": lambda k: _logs(rows, *_pair(k), _weights),
+    pairs = _pairs(rows)
+    arms = [arm for pair in pairs.values() for arm in pair]
+    cells = [c for c in common_cells(rows, arms) if c[0] >= max(pairs)] if pairs else []
+    by_measure: dict[str, Callable[[str, str], dict[int, float]]] = {
+        "time": lambda beside, merged: log_ratios(rows, beside, merged, cells),
+        "weights": lambda beside, merged: _logs(rows, beside, merged, weights_and_slots),
         # On a CPU the cache has a fixed size, so it says nothing about what the weights leave over.
-        "cache": lambda k: {} if any(r.get("device") == "cpu" for r in rows) else _logs(rows, *_pair(k), _cache),
+        "cache": lambda beside, merged: {} if any(r.get("device") == "cpu" for r in rows) else _logs(rows, beside, merged, cache_tokens),
     }
-    found = [_choice(name, {k: get(k) for k in counts}, tuple(cells) if name == "time" else (), level) for name, get in by_measure.items()]
+    found = [
+        _choice(name, {k: get(*pair) for k, pair in pairs.items()}, tuple(cells) if name == "time" else (), level)
+        for name, get in by_measure.items()
+    ]
     return [f for f in found if f is not None]
 
 
-def _pair(k: int) -> tuple[str, str]:
-    return f"adapters_{k}", "merged" if k == 1 else f"merged_x{k}"
-
-
-def _counts(rows: Sequence[Row]) -> list[int]:
-    """Every K with both arms; [] without a K above 1, where there is nothing to choose."""
-    arms = {r["arm"] for r in finished(rows)}
-    counts = sorted({1, *(int(m[1]) for arm in arms if (m := _FLEET.fullmatch(arm)))})
-    counts = [k for k in counts if set(_pair(k)) <= arms]
-    return counts if any(k > 1 for k in counts) else []
-
-
-def _weights(row: Row) -> float | None:
-    return None if row.get("weight_bytes") is None else row["weight_bytes"] + (row.get("lora_slot_bytes") or 0)
-
-
-def _cache(row: Row) -> float | None:
-    blocks, size = row.get("kv_blocks"), row.get("kv_block_tokens")
-    return float(blocks * size) if blocks and size else None
+def _pairs(rows: Sequence[Row]) -> dict[int, tuple[str, str]]:
+    """K -> (K adapters, K merged engines) where both were measured; {} without a K above 1, where there is nothing to choose."""
+    arms = [parse_arm(name) for name in dict.fromkeys(r["arm"] for r in finished(rows))]
+    merged = {arm.engines: arm.name for arm in arms if arm.model == "merged"}
+    pairs = {k: (name, merged[k]) for name, k in side_by_side(rows).items() if k in merged}
+    return pairs if any(k > 1 for k in pairs) else {}
 
 
 def _logs(rows: Sequence[Row], arm: str, other: str, value: Callable[[Row], float | None]) -> dict[int, float]:
@@ -137,35 +127,3 @@ def _text(
     label = " (extrapolated)" if outside else ""
     where = f"K = {at:.2f}{label}, {level:.0%} limits {low:.2f} to {high:.2f}"
     return f"{said} They are equal at {where}: {better_later} from K = {math.floor(high) + 1} on."
-
-
-def memory_table(rows: Sequence[Row], baseline: str = "base") -> list[dict[str, Any]]:
-    """Per arm: median weight and slot bytes, cache tokens, and what one adapter slot adds over the baseline arm.
-
-    `bytes_per_slot` = (weights and slots - the baseline's) / max_loras, None for engines without LoRA; `cache_share` = cache tokens over
-    the baseline's, None on a CPU, where the size is fixed beforehand.
-    """
-    typical = {arm: _typical(finished(rows, arm)) for arm in dict.fromkeys(r["arm"] for r in finished(rows))}
-    start = typical.get(baseline) or typical.get("merged")
-    return [_memory_line(arm, held, start) for arm, held in typical.items() if held["weights_and_slots"] is not None]
-
-
-def _typical(rows: Sequence[Row]) -> dict[str, Any]:
-    def middle(values: Sequence[float | None]) -> float | None:
-        known = [v for v in values if v is not None]
-        return float(np.median(known)) if known else None
-
-    cpu = any(r.get("device") == "cpu" for r in rows)
-    return {
-        "weights_and_slots": middle([_weights(r) for r in rows]), "cache_tokens": None if cpu else middle([_cache(r) for r in rows]),
-        "max_loras": rows[0].get("max_loras"), "adapters": len(rows[0]["adapters"]), "engines": rows[0].get("engines", 1),
-        "launches": len(rows),
-    }  # fmt: skip
-
-
-def _memory_line(arm: str, held: Mapping[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
-    slots, reference = held["max_loras"], start["weights_and_slots"] if start else None
-    added = (held["weights_and_slots"] - reference) / slots if slots and reference is not None else None
-    cache = start["cache_tokens"] if start else None
-    share = held["cache_tokens"] / cache if cache and held["cache_tokens"] is not None else None
-    return {"arm": arm, **held, "bytes_per_slot": added, "cache_share": share}

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from launch_rows import cell, row
-from tunescope.serve.surface import surface
+from tunescope.analysis.overhead_surface import surface
 
 ARMS = {"merged": 0, "adapters_1": 1, "adapters_2": 2, "adapters_4": 4}
 

@@ -1,18 +1,16 @@
-"""Overhead as intercept plus slopes in adapters and in batch size, fitted launch by launch."""
+"""Response surface of overhead: intercept plus slopes in adapters and in batch size, fitted launch by launch."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tunescope.analysis.regression import RepeatedFit, fit_repeats
+from tunescope.serve.overhead import Cell, Row, common_cells, log_ratios, side_by_side
 
-from .overhead import Cell, Row, common_cells, finished, log_ratios
+from .regression import RepeatedFit, fit_repeats
 
-_SIDE_BY_SIDE = re.compile(r"adapters_(\d+)")
 TERMS = ("intercept", "each adapter", "each doubling of the batch")
 
 
@@ -60,13 +58,13 @@ def surface(rows: Sequence[Row], baseline: str, prompt_length: int | None = None
     Returns:
         None with fewer than two launches that measured all points, or with points that cannot tell adapters from batch.
     """
-    arms = {r["arm"]: int(m[1]) for r in finished(rows) if (m := _SIDE_BY_SIDE.fullmatch(r["arm"]))}
+    arms = side_by_side(rows)
     shared = {arm: [c for c in common_cells(rows, [arm, baseline]) if c[0] >= n and c[2] == sampling] for arm, n in arms.items()}
     lengths = {c[1] for found in shared.values() for c in found}
     if not lengths:
         return None
     length = min(lengths, key=lambda x: abs(x - (prompt_length or 256)))
-    places: list[tuple[str, Cell]] = [(arm, c) for arm in sorted(arms, key=lambda a: arms[a]) for c in shared[arm] if c[1] == length]
+    places: list[tuple[str, Cell]] = [(arm, c) for arm in arms for c in shared[arm] if c[1] == length]
     points = tuple((arms[arm], c[0]) for arm, c in places)
     values = [log_ratios(rows, arm, baseline, [c]) for arm, c in places]
     launches = sorted(set.intersection(*(set(v) for v in values)))

@@ -1,4 +1,4 @@
-"""Figures of serving adapters side by side: overhead against their number, memory, and the cost of switching."""
+"""Figures of serving many adapters: overhead against their number, memory, and the cost of switching."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tunescope.analysis.overhead import launch_rows
+from tunescope.analysis.overhead_scaling import BreakEven, OverheadModel, break_even, overhead_model
 from tunescope.analysis.serving import switching_rows
-from tunescope.serve.merging import memory_table
-from tunescope.serve.scaling import BreakEven, OverheadModel, break_even, overhead_model
+from tunescope.analysis.serving_memory import memory_table
+from tunescope.study.arms import arm_name, parse_arm
 
 from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
-from .wording import arm_name, decimals, percent
+from .wording import decimals, percent
 
 MIB = 2**20
 
@@ -22,7 +23,7 @@ def overhead_adapters(material: Material) -> Chart:
     spec = material.study.analysis
     model = overhead_model(launch_rows(material.frames), spec.overhead_baseline_arm)
     if model is None:
-        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and three points")
+        raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and two launches of both")
     even = break_even(model, spec.overhead_limit)
     figure, (ax,) = panels([""], height=3.2)
     _line(ax, model)
@@ -36,8 +37,8 @@ def overhead_adapters(material: Material) -> Chart:
     legend_below(figure, ax, 4)
     batches = ", ".join(map(str, sorted({c[0] for c in model.cells})))
     caption = (
-        f"One point a launch, mean over batches of {batches}; line: intercept and slope by least squares with its pointwise "
-        f"{model.level:.0%} band (HC3). {even.text}"
+        f"One point a launch, mean over batches of {batches}; line: mean of the launches' own least-squares lines with its "
+        f"pointwise {model.level:.0%} band (t over launches). {even.text}"
     )
     alt = (
         f"Overhead = {percent(model.intercept)} + {percent(model.slope)} an adapter ({percent(model.slope_interval[0])} to "
@@ -102,12 +103,12 @@ _HELD = (
 
 def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> None:
     """One panel: a quantity against the number of models served, a line per way of serving."""
-    for k, (label, mine) in enumerate(_families(lines)):
+    for k, (label, mine) in enumerate(_ways_of_serving(lines)):
         colour, marker, dash = looks(k)
         known = [(x, line[key] / unit) for x, line in mine if line[key] is not None]
         if known:
             ax.plot(*zip(*known, strict=True), color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
-    ticks = sorted({x for _, mine in _families(lines) for x, _ in mine})
+    ticks = sorted({x for _, mine in _ways_of_serving(lines) for x, _ in mine})
     ax.set_xlabel("models served")
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(t) for t in ticks])
@@ -115,13 +116,14 @@ def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> N
     ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None) or 1)
 
 
-def _families(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
+def _ways_of_serving(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
     """(label, [(models served, memory line)]) of the lines of the figure."""
-    plain = [x for x in lines if x["max_loras"] and "_narrow" not in x["arm"] and x["arm"] != "switching"]
+    known = [(parse_arm(line["arm"]), line) for line in lines]
+    enabled = [(arm, line) for arm, line in known if arm.lora and not arm.switches]
     groups = {
-        "merged engines": [(x["engines"], x) for x in lines if x["arm"] == "merged" or x["arm"].startswith("merged_x")],
-        "one engine, all layers wrapped": [(x["max_loras"], x) for x in plain],
-        "one engine, only the adapters' modules": [(x["max_loras"], x) for x in lines if "_narrow" in x["arm"]],
+        "merged engines": [(arm.engines, line) for arm, line in known if arm.model == "merged"],
+        "one engine, all layers wrapped": [(line["max_loras"], line) for arm, line in enabled if not arm.narrow],
+        "one engine, only the adapters' modules": [(line["max_loras"], line) for arm, line in enabled if arm.narrow],
     }
     return [(label, sorted(mine, key=lambda m: m[0])) for label, mine in groups.items() if mine]
 

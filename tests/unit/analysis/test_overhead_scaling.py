@@ -1,26 +1,13 @@
-import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from launch_rows import cell, row
+from launch_rows import cell, engines, row
 from tunescope.analysis.crossed import fieller
+from tunescope.analysis.overhead_scaling import break_even, overhead_model
 from tunescope.analysis.regression import lack_of_fit
-from tunescope.serve.scaling import break_even, overhead_model, recommendations, summary
-
-
-def engines(overheads, launches=10, noise=0.0, seed=0, batch=4):
-    """Rows of merged at 2 ms a token and of adapters_N at 2 * (1 + overhead) ms."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for k in range(launches):
-        for n, overhead in {0: 0.0, **overheads}.items():
-            arm, names = (f"adapters_{n}", [f"a{i}" for i in range(n)]) if n else ("merged", [])
-            ms = 2 * (1 + overhead) * math.exp(rng.normal(0, noise))
-            rows.append(row(arm, k, [cell(ms, batch=batch)], adapters=names) | {"weight_bytes": 2**20, "lora_slot_bytes": n * 2**10})
-    return rows
 
 
 def test_an_exact_line_is_recovered():
@@ -141,33 +128,7 @@ def test_one_number_of_adapters_makes_no_model():
     assert overhead_model([], "merged") is None
 
 
-def advice(rows, **kwargs):
-    return " ".join(recommendations(rows, 0.30, 10, cpu=False, **kwargs))
-
-
-def test_recommendations_follow_the_interval_against_the_limit():
-    assert "serve them side by side" in advice(engines({2: 0.1}, noise=0.01))
-    assert "merge and run one engine" in advice(engines({2: 0.9}, noise=0.01))
-    assert "not decided" in advice(engines({2: 0.3}, noise=0.05))
-
-
-def test_few_launches_are_only_a_first_look():
-    assert "first look; 10 launches" in advice(engines({2: 0.1}, launches=3, noise=0.01))
-
-
-def test_no_recommendation_when_equal_arms_do_not_tie():
-    rows = engines({2: 0.1}, noise=0.005) + [row("base", k, [cell(4.0 + 0.001 * k, batch=4)]) for k in range(10)]
-    said = recommendations(rows, 0.30, 10, cpu=False)
-    assert len(said) == 1 and "do not tie" in said[0]
-
-
-def test_cpu_figures_and_memory_are_said():
-    said = recommendations(engines({2: 0.1}, noise=0.01), 0.30, 10, cpu=True)
-    assert "nothing about a GPU" in said[0]
-    assert "2 merged models need 2.0 MiB of weights, one engine with 2 adapters 1.0 MiB" in said[-1]
-
-
-def test_the_summary_is_json():
-    found = summary(engines({1: 0.1, 2: 0.2, 4: 0.35}, noise=0.01), 0.30, 10, cpu=False)
-    assert json.loads(json.dumps(found))["break_even"]["limit"] == 0.30
-    assert summary([], 0.30, 10, cpu=False)["model"] is None
+def test_arms_with_spare_slots_or_unwrapped_layers_are_no_points():
+    rows = engines({1: 0.15, 2: 0.20, 4: 0.30}, launches=3, noise=0.01)
+    others = [row(arm, k, [cell(9.0, batch=4)]) for arm in ("adapters_2_of_8", "adapters_2_narrow", "lora_idle") for k in range(3)]
+    assert overhead_model(rows + others, "merged") == overhead_model(rows, "merged")

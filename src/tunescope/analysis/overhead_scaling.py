@@ -1,0 +1,98 @@
+"""How overhead grows with the number of adapters, and the break-even: where it reaches a limit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tunescope.serve.overhead import Cell, Row, common_cells, log_ratios, side_by_side
+
+from .regression import Line, fit_repeated_line
+from .regression import break_even as line_break_even
+
+
+@dataclass(frozen=True)
+class OverheadModel(Line):
+    """Overhead (time-per-token ratio to the baseline, minus 1) = intercept + slope x adapters.
+
+    Fitted launch by launch, since the overheads of one launch share its baseline.
+    """
+
+    fitted_range: tuple[int, int]
+    points: tuple[tuple[int, float], ...]
+    cells: tuple[Cell, ...]
+
+    def predict(self, adapters: float) -> tuple[float, bool]:
+        """(overhead, extrapolated): the second is true outside the fitted range, and has to be shown with the number."""
+        low, high = self.fitted_range
+        return self.intercept + self.slope * adapters, not low <= adapters <= high
+
+
+def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | None = None, level: float = 0.90) -> OverheadModel | None:
+    """Fit the model to the arms `adapters_N`, over the launches that measured all of them.
+
+    The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
+
+    Args:
+        cells: default: cells whose batch holds all adapters of every fitted arm. Arms with more adapters than any batch holds (stress arms)
+            measure alternation and are not fitted; when no arm's adapters fit a batch, all shared cells of all arms are taken.
+
+    Returns:
+        None with fewer than two numbers of adapters or two launches.
+    """
+    arms = side_by_side(rows)
+    if cells is None:
+        largest = max((c[0] for c in common_cells(rows, [baseline])), default=0)
+        arms = {arm: n for arm, n in arms.items() if n <= largest} or arms
+        shared = common_cells(rows, [*arms, baseline])
+        cells = [c for c in shared if c[0] >= max(arms.values(), default=0)] or shared
+    counts, values = list(arms.values()), [log_ratios(rows, arm, baseline, cells) for arm in arms]
+    launches = sorted(set.intersection(*(set(v) for v in values))) if values else []
+    if len(set(counts)) < 2 or len(launches) < 2:
+        return None
+    y_KP = np.array([[math.expm1(v[k]) for v in values] for k in launches])
+    line = fit_repeated_line(np.array(counts, float), y_KP, level)
+    points = tuple((n, float(y)) for n, column in zip(counts, y_KP.T, strict=True) for y in column)
+    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=points, cells=tuple(cells))
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """The number of adapters at which side-by-side serving reaches an overhead limit, where merging becomes the cheaper choice."""
+
+    limit: float
+    adapters: float | None
+    low: float | None
+    high: float | None
+    status: Literal["bounded", "unbounded"]
+    extrapolated: bool
+    text: str
+
+
+def break_even(model: OverheadModel, limit: float) -> BreakEven:
+    """The number of adapters at the limit, in words too; "unbounded" when the slope's interval covers 0."""
+    found = line_break_even(model, limit)
+    at, low, high = found.at, found.low, found.high
+    if at is None or low is None or high is None:
+        text = (
+            f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
+            f"change with the number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]} measured)."
+        )
+        return BreakEven(limit, None, None, None, "unbounded", False, text)
+    outside = not model.fitted_range[0] <= at <= model.fitted_range[1]
+    return BreakEven(limit, at, low, high, "bounded", outside, _break_even_text(model, limit, at, low, high, outside))
+
+
+def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, high: float, outside: bool) -> str:
+    if model.slope < 0:
+        return f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
+    if at < 1 and high < 1 and model.fitted_range[0] == 1:
+        return f"Side by side is above {limit:.0%} already with one adapter ({model.level:.0%} limits {low:.1f} to {high:.1f} adapters)."
+    if high < model.fitted_range[0]:
+        return (
+            f"Side by side is above {limit:.0%} at every measured number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]})."
+        )
+    label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
+    return f"Side by side reaches an overhead of {limit:.0%} at {at:.1f} adapters, {model.level:.0%} limits {low:.1f} to {high:.1f}{label}."
