@@ -336,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--shape", default="tinyllama", choices=tuple(SHAPES))
-    parser.add_argument("--only", nargs="*", default=["*"], help="names of cells, with wildcards")
+    parser.add_argument("--only", nargs="*", default=["*"], help="names of cells, or of variants of --profile-small, with wildcards")
     parser.add_argument("--runs", help="numbers of runs at once, for instance 1,4,8; default: those of each cell")
     parser.add_argument("--warmup", type=int, default=60, help="steps before the window")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of the window")
@@ -347,7 +347,7 @@ def main() -> None:
     if options.profile_small:
         from small_profile import profile_small
 
-        profile_small(options.device, SHAPES[options.shape])
+        profile_small(options.device, SHAPES[options.shape], options.only, options.budget)
         return
     setup = Setup(options.device, options.shape, options.warmup, options.seconds)
     runs = None if options.runs is None else tuple(int(n) for n in options.runs.split(","))

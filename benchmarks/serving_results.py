@@ -53,7 +53,8 @@ def frames_of(out: Path, study: Study, scratch: Path) -> Frames:
     if (out / "correctness.json").is_file():
         (folder / "correctness.json").write_text((out / "correctness.json").read_text())
     rows = read_rows(folder / "launches.jsonl")
-    outputs = {"cpu_figures": any(r["device"] == "cpu" for r in rows), "eager": any(r["enforce_eager"] for r in rows)}
+    checked = json.loads((folder / "correctness.json").read_text())["ok"] if (folder / "correctness.json").is_file() else None
+    outputs = {"correct": checked, "cpu_figures": any(r["device"] == "cpu" for r in rows), "eager": any(r["enforce_eager"] for r in rows)}
     (folder / "step.json").write_text(json.dumps({"id": STEP, "inputs": {"kind": "serve"}}))
     (folder / "result.json").write_text(json.dumps({"outputs": outputs, "metrics": [], "resources": [], "notes": []}))
     return collect(scratch, study, [SimpleNamespace(id=STEP)])
@@ -104,9 +105,10 @@ def publish(outs: list[Path], to: Path) -> None:
         if rows:
             (to / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures = draw(Material(findings, frames, study), to)
-    tables = [serving_table(findings.serving), *statistics_tables(serving_tables(Tabled(frames, study, [], [], [], ())))]
+    said = overhead_summary(frames, study)
+    tables = [serving_table(findings.serving), *statistics_tables(serving_tables(Tabled(frames, study, [], [], [], (), said)))]
     tables[0].data.to_csv(to / "cells.csv", index=False)
-    (to / "README.md").write_text(page(asked, frames, study, figures, tables))
+    (to / "README.md").write_text(page(asked, frames, said.get("recommendations", []), figures, tables))
 
 
 def draw(material: Material, to: Path) -> list[str]:
@@ -124,7 +126,7 @@ def draw(material: Material, to: Path) -> list[str]:
     return found
 
 
-def page(asked: dict[str, Any], frames: Frames, study: Study, figures: list[str], tables: list[Table]) -> str:
+def page(asked: dict[str, Any], frames: Frames, advice: list[str], figures: list[str], tables: list[Table]) -> str:
     """README.md of the folder."""
     rows = launch_rows(frames)
     per_arm = {arm: sum(r["arm"] == arm for r in rows) for arm in dict.fromkeys(r["arm"] for r in rows)}
@@ -133,7 +135,7 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, figures: list[str]
     said = [f"# Serving benchmark: {asked['model']}", f"```bash\n{asked['command']}\n```", machine(rows)]
     said.append(f"{sum(per_arm.values())} launches of {len(per_arm)} arms; one launch is one sample.")
     said += [f"**Fewer launches than the {wanted} asked for:** {', '.join(f'{a} {n}' for a, n in short.items())}."] if short else []
-    said += ["## What it says", *(f"- {line}" for line in overhead_summary(frames, study).get("recommendations", []))]
+    said += ["## What it says", *(f"- {line}" for line in advice)]
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 
 

@@ -82,7 +82,8 @@ def deployment_results(frames: Frames, findings: Findings) -> dict[str, Any]:
     """`results/deployment_benchmark_results.json`: the claim, every cell, start-up and memory per arm, switching, checks."""
     documents = [frames.documents.get(step, {}) for step in frames.of_kind("serve")]
     names = (
-        "tie_check", "overhead", "overhead_scaling", "overhead_surface", "merged_or_adapters", "serving_memory", "switching", "open_loop"
+        "tie_check", "overhead", "prefill_decoding", "overhead_scaling", "overhead_surface", "merged_or_adapters", "serving_memory",
+        "switching", "open_loop",
     )  # fmt: skip
     body = {
         "claims": [c.model_dump(mode="json") for c in findings.claims if c.dimension == "overhead"],

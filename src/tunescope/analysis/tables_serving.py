@@ -3,7 +3,7 @@
 from typing import Any
 
 from tunescope.serve.arms import alternation
-from tunescope.serve.overhead import finished, overhead_ratio, tie_check
+from tunescope.serve.overhead import common_cells, finished, overhead_ratio, tie_check
 
 from .crossed import Interval
 from .overhead import launch_rows, registered_cells
@@ -17,9 +17,10 @@ def serving_tables(m: Material) -> dict[str, Table]:
     """All of them, in the order of reading."""
     found = m.serving
     return {
-        "tie_check": tie_table(m), "overhead": overhead_table(m), "overhead_scaling": scaling_table(m, found),
-        "overhead_surface": surface_table(m, found), "merged_or_adapters": choice_table(m, found), "serving_memory": memory_table(m, found),
-        "switching": switching_table(m), "open_loop": open_loop_table(m),
+        "tie_check": tie_table(m), "overhead": overhead_table(m), "prefill_decoding": prefill_decoding_table(m),
+        "overhead_scaling": scaling_table(m, found), "overhead_surface": surface_table(m, found),
+        "merged_or_adapters": choice_table(m, found), "serving_memory": memory_table(m, found), "switching": switching_table(m),
+        "open_loop": open_loop_table(m),
     }  # fmt: skip
 
 
@@ -55,6 +56,26 @@ def overhead_table(m: Material) -> Table:
 def _less_one(interval: Interval) -> Interval:
     low, high = interval
     return None if low is None else low - 1, None if high is None else high - 1
+
+
+def prefill_decoding_table(m: Material) -> Table:
+    """Where an arm's overhead lies: before the first token, or in each further one."""
+    spec, launches, rows = m.study.analysis, launch_rows(m.frames), []
+    baseline = spec.overhead_baseline_arm
+    for arm in dict.fromkeys(row["arm"] for row in finished(launches)):
+        for cell in common_cells(launches, [arm, baseline]) if arm != baseline else ():
+            first = overhead_ratio(launches, arm, baseline, [cell], measure="ttft_ms")
+            further = overhead_ratio(launches, arm, baseline, [cell], measure="tpot_ms")
+            if first and further and cell[1:] == (spec.overhead_prompt_length, "greedy"):
+                values = (first.ratio - 1, *_less_one(first.interval), further.ratio - 1, *_less_one(further.interval))
+                rows.append((arm, cell[0], first.launches, *values))
+    columns = ("arm", "batch", "launches", "TTFT over", "TTFT low", "TTFT high", "TPOT over", "TPOT low", "TPOT high")
+    note = (
+        f"Over {baseline}, less 1, with 90 % limits over launches; prompts of {spec.overhead_prompt_length}, greedy, closed loop, "
+        "medians of each launch's requests. TTFT: first token - queued, so the prefill; TPOT: (end to end - TTFT) / (tokens - 1), so "
+        "decoding."
+    )
+    return table("Overhead of prefill and of decoding", columns, rows, note, m.frames.of_kind("serve"))
 
 
 def scaling_table(m: Material, found: dict[str, Any]) -> Table:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from .arms import alternation
 Row = Mapping[str, Any]
 Cell = tuple[int, int, str]
 """(batch size, prompt length in tokens, sampling)."""
+Measure = Literal["ms_per_token", "ttft_ms", "tpot_ms"]
+"""Time of one token of the batch, prefill included; time to first token; time of each further token (medians over a launch's requests)."""
 P99_REQUESTS = 299
 """Requests below which no upper bound on a 99th percentile exists: 0.99^299 < 0.05."""
 TIE_LEVEL, TIE_MARGIN = 0.99, 0.03
@@ -91,7 +93,7 @@ def _table_line(arm: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time per token of one arm over another: geometric mean over launches, with a t interval on the log scale."""
+    """Time of one arm over another's: geometric mean over launches, with a t interval on the log scale."""
 
     ratio: float
     low: float | None
@@ -125,15 +127,17 @@ class Ratio:
         return gap / self.se_log if self.se_log > 0 else math.copysign(math.inf, gap) if gap else 0.0
 
 
-def overhead_ratio(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cell], level: float = 0.90) -> Ratio | None:
-    """Time per token of `arm` over `baseline`, mean log ratio over `cells`, one value per launch number.
+def overhead_ratio(
+    rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cell], level: float = 0.90, measure: Measure = "ms_per_token"
+) -> Ratio | None:
+    """Time per token (or another measure) of `arm` over `baseline`, mean log ratio over `cells`, one value per launch number.
 
     Launch k of both arms ran in the same A B B A round, so launches pair by number; t with launches - 1 degrees of freedom.
 
     Returns:
         None when no launch number has all the cells in both arms.
     """
-    logs = list(log_ratios(rows, arm, baseline, cells).values())
+    logs = list(log_ratios(rows, arm, baseline, cells, measure).values())
     if not logs:
         return None
     n, mean = len(logs), float(np.mean(logs))
@@ -144,9 +148,9 @@ def overhead_ratio(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), level, mean, se, n - 1, n, tuple(cells))
 
 
-def log_ratios(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cell]) -> dict[int, float]:
-    """Launch number -> mean over cells of log(time per token of arm / of baseline); launches without all the cells are left out."""
-    above, below = _log_times(rows, arm), _log_times(rows, baseline)
+def log_ratios(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cell], measure: Measure = "ms_per_token") -> dict[int, float]:
+    """Launch number -> mean over cells of log(time of arm / of baseline); launches without all the cells are left out."""
+    above, below = _log_times(rows, arm, measure), _log_times(rows, baseline, measure)
     return {
         k: float(np.mean([above[k][c] - below[k][c] for c in cells]))
         for k in sorted(above.keys() & below.keys())
@@ -154,8 +158,12 @@ def log_ratios(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cel
     }
 
 
-def _log_times(rows: Sequence[Row], arm: str) -> dict[int, dict[Cell, float]]:
-    return {r["launch"]: {cell_of(c): math.log(c["ms_per_token"]) for c in r["cells"]} for r in finished(rows, arm)}
+def _log_times(rows: Sequence[Row], arm: str, measure: Measure) -> dict[int, dict[Cell, float]]:
+    return {r["launch"]: {cell_of(c): math.log(_time(c, measure)) for c in r["cells"]} for r in finished(rows, arm)}
+
+
+def _time(cell: Row, measure: Measure) -> float:
+    return float(cell[measure] if measure == "ms_per_token" else cell[measure][0])  # of percentiles the median
 
 
 def common_cells(rows: Sequence[Row], arms: Sequence[str]) -> list[Cell]:

@@ -67,6 +67,14 @@ def test_the_joint_model_finds_the_planted_slope_and_no_effect_of_batch(analysed
     assert terms["each doubling of the batch"]["90 % low"] < 0 < terms["each doubling of the batch"]["90 % high"]
 
 
+def test_prefill_and_decoding_are_told_apart_by_arm_and_batch(analysed):
+    _, statistics = analysed
+    found = {(r["arm"], r["batch"]): r for r in lines(statistics["prefill_decoding"])}
+    assert {arm for arm, _ in found} == {"base", "full", "adapters_1", "adapters_2", "adapters_4"} and {b for _, b in found} == {2, 4, 8}
+    planted = found["adapters_2", 4]  # both are scaled alike in these launches
+    assert planted["TTFT over"] == pytest.approx(0.5, abs=0.05) and planted["TPOT low"] < 0.5 < planted["TPOT high"]
+
+
 def test_the_memory_of_a_slot_and_the_tie_are_in_the_tables(analysed):
     _, statistics = analysed
     memory = {r["arm"]: r for r in lines(statistics["serving_memory"])}

@@ -42,6 +42,19 @@ def test_ratio_is_geometric_with_the_textbook_t_interval():
     assert estimate.p_above(1.7) == pytest.approx(1 - estimate.p_below(1.7))
 
 
+def test_prefill_and_decoding_have_ratios_of_their_own():
+    def launches(arm, first, further):
+        return [
+            row(arm, n, [cell(1.0) | {"ttft_ms": [f, 90.0, 99.0], "tpot_ms": [t, 90.0, 99.0]}])
+            for n, (f, t) in enumerate(zip(first, further, strict=True))
+        ]
+
+    rows = launches("b", [20.0, 22.0], [2.0, 2.0]) + launches("a", [60.0, 66.0], [2.5, 2.6])
+    assert overhead_ratio(rows, "a", "b", CELLS, measure="ttft_ms").ratio == pytest.approx(3.0)
+    assert overhead_ratio(rows, "a", "b", CELLS, measure="tpot_ms").ratio == pytest.approx(math.sqrt(1.25 * 1.3))
+    assert overhead_ratio(rows, "a", "b", CELLS).ratio == 1.0
+
+
 def test_swapping_arms_inverts_the_ratio():
     rows = session({"a": [1.0, 1.2, 1.1], "b": [2.0, 2.1, 2.6]})
     forth, back = overhead_ratio(rows, "a", "b", CELLS), overhead_ratio(rows, "b", "a", CELLS)
