@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tunescope.errors import StudyError
-from tunescope.study.arms import Arm, parse_arm
+from tunescope.study.arms import Arm
 from tunescope.study.schema import ServingSpec
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -82,25 +82,3 @@ def launch_order(arms: Sequence[str], launches: int) -> Iterator[tuple[str, int]
     for launch in range(launches):
         for arm in arms if launch % 2 == 0 else reversed(arms):
             yield arm, launch
-
-
-def check_grid(spec: ServingSpec) -> None:
-    """Refuse a grid that the engine could not run as asked.
-
-    Raises:
-        StudyError: lists every cell range that does not fit `max_model_len` or `max_num_seqs`, and arms that have no open loop.
-    """
-    problems = []
-    longest = max(spec.prompt_lengths) + spec.output_tokens
-    if longest > spec.max_model_len:
-        problems.append(f"serving.max_model_len: {spec.max_model_len} is below the longest prompt plus output_tokens, {longest}")
-    if max(spec.batch_sizes) > spec.max_num_seqs:
-        problems.append(f"serving.max_num_seqs: {spec.max_num_seqs} is below the largest batch size {max(spec.batch_sizes)}")
-    if spec.open_loop and spec.open_loop.prompt_length + spec.output_tokens > spec.max_model_len:
-        needed = spec.open_loop.prompt_length + spec.output_tokens
-        problems.append(f"serving.max_model_len: {spec.max_model_len} is below open_loop.prompt_length plus output_tokens, {needed}")
-    if spec.open_loop:
-        arms = [parse_arm(name) for name in spec.open_loop.arms]
-        problems += [f"serving.open_loop.arms: '{a.name}' has no open loop" for a in arms if a.switches or a.engines > 1]
-    if problems:
-        raise StudyError(problems)

@@ -19,7 +19,6 @@ from tunescope.errors import PrerequisiteError, StepError
 from tunescope.records import Metric, StepContext, StepResult
 from tunescope.study.inputs import ServeInputs
 
-from .arms import check_grid
 from .correctness import correctness, problems
 from .launches import Session
 from .session import Row
@@ -72,13 +71,10 @@ def run_serve(inputs: ServeInputs, ctx: StepContext) -> StepResult:
 
     Raises:
         PrerequisiteError: no usable vLLM, no base model, or no data.
-        StudyError: a grid the engine could not run.
         StepError: not one launch finished.
     """
     version = check_vllm(ctx.device)
-    spec = inputs.serving
-    check_grid(spec)
-    from .prepare import prepare  # imports torch and transformers, which the checks above do without
+    from .prepare import prepare  # imports torch and transformers, which the check above does without
 
     work = ctx.folder / "work"
     shutil.rmtree(work, ignore_errors=True)

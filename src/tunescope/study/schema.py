@@ -1,6 +1,6 @@
 """The study file as types. The `study` half changes numbers and enters fingerprints; the `execution` half never does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -177,6 +177,13 @@ class ServingSpec(Frozen):
         """The arms of closed and open loop, each once."""
         return tuple(dict.fromkeys([*self.arms, *(self.open_loop.arms if self.open_loop else ())]))
 
+    @model_validator(mode="after")
+    def _runnable(self) -> "ServingSpec":
+        problems = list(_unservable(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
     def served_tasks(self, tasks: Iterable[TaskName]) -> set[TaskName]:
         """Tasks whose adapters the arms need: the served one, the pair from two adapters on, all of `tasks` from three side by side on."""
         arms = [parse_arm(name) for name in self.all_arms]
@@ -184,6 +191,22 @@ class ServingSpec(Frozen):
         if any(arm.adapters >= 2 for arm in arms):
             served |= set(self.two_adapters)
         return served | set(tasks) if any(arm.adapters > 2 and not arm.switches for arm in arms) else served
+
+
+def _unservable(spec: ServingSpec) -> Iterator[str]:
+    """What an engine of these settings could not run."""
+    longest = max(spec.prompt_lengths) + spec.output_tokens
+    if longest > spec.max_model_len:
+        yield f"max_model_len {spec.max_model_len} is below the longest prompt plus output_tokens, {longest}"
+    if max(spec.batch_sizes) > spec.max_num_seqs:
+        yield f"max_num_seqs {spec.max_num_seqs} is below the largest batch size, {max(spec.batch_sizes)}"
+    if spec.open_loop is None:
+        return
+    longest = spec.open_loop.prompt_length + spec.output_tokens
+    if longest > spec.max_model_len:
+        yield f"max_model_len {spec.max_model_len} is below open_loop.prompt_length plus output_tokens, {longest}"
+    arms = [parse_arm(name) for name in spec.open_loop.arms]
+    yield from (f"open_loop.arms: '{a.name}' has no open loop" for a in arms if a.switches or a.engines > 1)
 
 
 class AnalysisSpec(Frozen):

@@ -1,9 +1,9 @@
 import pytest
 
 from tunescope.errors import StudyError
-from tunescope.serve.arms import accepted_rank, cells, check_grid, launch_order, max_loras, pick_adapters
+from tunescope.serve.arms import accepted_rank, cells, launch_order, max_loras, pick_adapters
 from tunescope.study.arms import parse_arm
-from tunescope.study.schema import OpenLoopSpec, ServingSpec
+from tunescope.study.schema import ServingSpec
 
 
 def test_launches_are_interleaved_a_b_b_a():
@@ -51,16 +51,3 @@ def test_cells_are_the_whole_grid_and_label_alternation():
     assert {(c["batch_size"], c["adapters_active"], bool(c["note"])) for c in grid} == {(1, 1, True), (2, 2, True), (4, 4, False)}
     assert not any(c["note"] for c in cells(parse_arm("base"), spec))
     assert cells(parse_arm("switching"), spec) == []
-
-
-def test_a_grid_that_cannot_run_lists_every_reason():
-    with pytest.raises(StudyError) as caught:
-        check_grid(ServingSpec(prompt_lengths=(512,), output_tokens=600, batch_sizes=(32,)))
-    assert "1112" in str(caught.value) and "32" in str(caught.value) and len(caught.value.problems) == 2
-
-
-def test_only_one_engine_that_does_not_switch_has_an_open_loop():
-    arms = ("base", "merged", "merged_x2", "lora_idle", "adapters_2_of_4_narrow", "switching")
-    with pytest.raises(StudyError) as caught:
-        check_grid(ServingSpec(open_loop=OpenLoopSpec(arms=arms)))
-    assert [p.split("'")[1] for p in caught.value.problems] == ["merged_x2", "switching"]

@@ -81,7 +81,10 @@ def test_a_study_file_with_wrong_arms_names_each_and_its_place():
 )
 def test_arms_need_the_adapters_that_they_serve(arms, served):
     assert ServingSpec(arms=arms).served_tasks(TASKS) == served
-    assert ServingSpec(arms=("base",), open_loop=OpenLoopSpec(arms=arms)).served_tasks(TASKS) == served
+    opened = tuple(a for a in arms if a not in ("merged_x8", "switching"))  # those have no open loop
+    assert ServingSpec(arms=("base",), open_loop=OpenLoopSpec(arms=opened)).served_tasks(TASKS) == ServingSpec(arms=opened).served_tasks(
+        TASKS
+    )
 
 
 def test_reading_names_imports_nothing_heavy():

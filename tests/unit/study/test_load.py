@@ -116,3 +116,19 @@ def test_override_without_value(tiny):
 
 def test_execution_overrides_keep_their_prefix(tiny):
     assert load_study(str(tiny), ["execution.jobs=3"]).execution.jobs == 3
+
+
+def test_a_serving_grid_that_no_engine_runs_is_refused_before_anything_is_trained():
+    sizes = ("serving.prompt_lengths=[512]", "serving.output_tokens=600", "serving.batch_sizes=[32]", "serving.max_num_seqs=16")
+    found = [p.split(": ", 1)[1] for p in problems("lora_vs_full", *sizes, "serving.open_loop=null")]
+    assert found == [
+        "study.serving: max_model_len 1024 is below the longest prompt plus output_tokens, 1112",
+        "study.serving: max_num_seqs 16 is below the largest batch size, 32",
+    ]
+    arms = "serving.open_loop.arms=[base,merged,merged_x2,lora_idle,adapters_2_of_4_narrow,switching]"
+    found = problems("lora_vs_full", arms, "serving.open_loop.prompt_length=1000")
+    assert [p.split("serving: ")[1] for p in found] == [
+        "max_model_len 1024 is below open_loop.prompt_length plus output_tokens, 1128",
+        "open_loop.arms: 'merged_x2' has no open loop",
+        "open_loop.arms: 'switching' has no open loop",
+    ]
