@@ -1,6 +1,8 @@
 """The command line: exit codes, what goes where, what is imported, and every door."""
 
+import contextlib
 import json
+import os
 import platform
 import re
 import resource
@@ -406,3 +408,18 @@ def test_every_shell_door_starts_the_right_command(phase, machine, tmp_path):
         study = tmp_path / "studies" / "lora_vs_full.yaml"
         number = phase.removeprefix("phase")
         assert done.stdout.split() == ["run", str(study), "--phase", number, "--machine", machine, *["--display", "plain", "--jobs", "3"]]
+
+
+def test_a_signal_whose_exception_was_lost_can_be_given_again(cli, faked, monkeypatch):
+    """Python prints and drops what is raised in a finalizer or a callback of a C library."""
+
+    class Deaf(fake_steps.Inline):
+        def poll(self, timeout_s):
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("went on after the second signal")
+
+    monkeypatch.setattr("tunescope.run.session.LocalExecutor", lambda *a, **k: Deaf())
+    code, _, errors = cli("run", "quickstart", *SMALL, "--only", "data/rte")
+    assert code == 130 and "goes on where this stopped" in errors

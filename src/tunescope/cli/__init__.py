@@ -16,9 +16,7 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """Stop once; further signals must not break the ending of workers, which is short."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    """Stop, each time: an exception raised inside a library's callback can be lost, and then only a second signal stops the program."""
     raise _Interrupted
 
 
@@ -50,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _disk_refused(error)
     except _Interrupted:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
         return 130
     return 0

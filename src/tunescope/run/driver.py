@@ -1,8 +1,10 @@
 """The loop that takes a plan to its end: start what is ready, watch, retry, and say what happened."""
 
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -33,6 +35,20 @@ class Display(Protocol):
     def note(self, text: str) -> None: ...
 
     def update(self, states: States, running: dict[str, float]) -> None: ...
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Pass over Ctrl-C and polite kills: workers are being ended, which is short, and must not be left behind half ended."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by a library outside Python
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,8 @@ class Driver:
                 looked = self.clock() if anew else looked
                 self.display.update(states, self.started)
         finally:
-            self.executor.close()
+            with undisturbed():
+                self.executor.close()
 
     def survey(self) -> dict[str, StepState]:
         return self._surveyor.survey()

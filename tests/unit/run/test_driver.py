@@ -1,6 +1,8 @@
 """The loop, the states and the store, over fake steps."""
 
 import json
+import os
+import signal
 from dataclasses import asdict
 
 import pytest
@@ -155,6 +157,24 @@ def test_fail_fast_starts_nothing_after_a_failure(bench):
     bench.run(policy=Policy(fail_fast=True), executor=Inline(capacity=1))
     started = bench.calls()
     assert started[-1] == "data/rte" and len(started) <= 2
+
+
+def test_a_second_signal_does_not_break_the_ending_of_workers(bench):
+    ended = []
+
+    class Slow(Inline):
+        def poll(self, timeout_s):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def close(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append("all")
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(executor=Slow())
+    assert ended == ["all"] and [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_serving_runs_alone_and_last(bench):
