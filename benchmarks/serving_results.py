@@ -6,11 +6,12 @@
 Reads launches.jsonl, open_loop.jsonl, correctness.json and asked.json of the benchmark's folder. Writes the finished launches, every cell
 as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: repeat it after more launches.
 Several folders are sessions of one benchmark, on several GPUs of one kind: their launches are numbered on, so that launches are paired
-within a session, and an arm whose set-up differs between sessions is refused.
+within a session, and an arm whose set-up differs between sessions is refused. A published folder can be given again beside new sessions.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,16 +100,15 @@ def publish(outs: list[Path], to: Path) -> None:
         asked = json.loads((out / "asked.json").read_text())
         study = study_of(asked)
         frames = frames_of(out, study, Path(scratch))
+        for name in ("launches.jsonl", "open_loop.jsonl", "correctness.json", "asked.json"):
+            if (out / name).is_file() and (out / name).stat().st_size:
+                shutil.copy(out / name, to / name)
     findings = Findings.model_construct(serving=serving_rows(frames, study))
-    for name in ("launches.jsonl", "open_loop.jsonl"):
-        rows = frames.documents[STEP][name]
-        if rows:
-            (to / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures = draw(Material(findings, frames, study), to)
     said = overhead_summary(frames, study)
     tables = [serving_table(findings.serving), *statistics_tables(serving_tables(Tabled(frames, study, [], [], [], (), said)))]
     tables[0].data.to_csv(to / "cells.csv", index=False)
-    (to / "README.md").write_text(page(asked, frames, said.get("recommendations", []), figures, tables))
+    (to / "README.md").write_text(page(asked, frames, study, said.get("recommendations", []), figures, tables))
 
 
 def draw(material: Material, to: Path) -> list[str]:
@@ -126,15 +126,15 @@ def draw(material: Material, to: Path) -> list[str]:
     return found
 
 
-def page(asked: dict[str, Any], frames: Frames, advice: list[str], figures: list[str], tables: list[Table]) -> str:
+def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str], figures: list[str], tables: list[Table]) -> str:
     """README.md of the folder."""
     rows = launch_rows(frames)
     per_arm = {arm: sum(r["arm"] == arm for r in rows) for arm in dict.fromkeys(r["arm"] for r in rows)}
-    wanted = asked["serving"]["launches"]
+    wanted = study.analysis.min_launches
     short = {arm: per_arm.get(arm, 0) for arm in asked["serving"]["arms"] if per_arm.get(arm, 0) < wanted}
     said = [f"# Serving benchmark: {asked['model']}", f"```bash\n{asked['command']}\n```", machine(rows)]
     said.append(f"{sum(per_arm.values())} launches of {len(per_arm)} arms; one launch is one sample.")
-    said += [f"**Fewer launches than the {wanted} asked for:** {', '.join(f'{a} {n}' for a, n in short.items())}."] if short else []
+    said += [f"**Fewer launches than the {wanted} registered:** {', '.join(f'{a} {n}' for a, n in short.items())}."] if short else []
     said += ["## What it says", *(f"- {line}" for line in advice)]
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 

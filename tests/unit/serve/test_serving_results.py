@@ -53,3 +53,10 @@ def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
     outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1, digest="b")]
     with pytest.raises(ValueError, match=r"two/launches\.jsonl: arm 'base' was not set up as in the sessions before"):
         joined_rows(results, tmp_path, outs)
+
+
+@pytest.mark.parametrize("folder", sorted(p for p in (SCRIPT.parents[1] / "docs" / "results").iterdir()), ids=lambda p: p.name)
+def test_a_published_page_is_what_its_launches_give(results, tmp_path, folder):
+    results.publish([folder], tmp_path)
+    for name in ("README.md", "cells.csv", "launches.jsonl"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text(), f"publish {folder.name} again: {name} is not of its launches"
