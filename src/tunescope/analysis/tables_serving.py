@@ -66,9 +66,9 @@ def prefill_decoding_table(m: Material) -> Table:
         for cell in common_cells(launches, [arm, baseline]) if arm != baseline else ():
             first = overhead_ratio(launches, arm, baseline, [cell], measure="ttft_ms")
             further = overhead_ratio(launches, arm, baseline, [cell], measure="tpot_ms")
-            if first and further and cell[1:] == (spec.overhead_prompt_length, "greedy"):
-                values = (first.ratio - 1, *_less_one(first.interval), further.ratio - 1, *_less_one(further.interval))
-                rows.append((arm, cell[0], first.launches, *values))
+            if first and cell[1:] == (spec.overhead_prompt_length, "greedy"):
+                decoding = (further.ratio - 1, *_less_one(further.interval)) if further else (None, None, None)
+                rows.append((arm, cell[0], first.launches, first.ratio - 1, *_less_one(first.interval), *decoding))
     columns = ("arm", "batch", "launches", "TTFT over", "TTFT low", "TTFT high", "TPOT over", "TPOT low", "TPOT high")
     note = (
         f"Over {baseline}, less 1, with 90 % limits over launches; prompts of {spec.overhead_prompt_length}, greedy, closed loop, "

@@ -159,7 +159,8 @@ def log_ratios(rows: Sequence[Row], arm: str, baseline: str, cells: Sequence[Cel
 
 
 def _log_times(rows: Sequence[Row], arm: str, measure: Measure) -> dict[int, dict[Cell, float]]:
-    return {r["launch"]: {cell_of(c): math.log(_time(c, measure)) for c in r["cells"]} for r in finished(rows, arm)}
+    """Cells that take no time have no ratio: an answer of one token has no further tokens."""
+    return {r["launch"]: {cell_of(c): math.log(t) for c in r["cells"] if (t := _time(c, measure)) > 0} for r in finished(rows, arm)}
 
 
 def _time(cell: Row, measure: Measure) -> float:

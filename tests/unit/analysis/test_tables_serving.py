@@ -1,7 +1,9 @@
 """Serving tables over a store with planted launches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from simulated_store import small_study, write_store
 from tunescope.analysis.frames import collect
 from tunescope.analysis.serving import open_loop_rows, switching_rows
 from tunescope.analysis.statistical_analysis import analyse
+from tunescope.analysis.tables import plain
+from tunescope.analysis.tables_serving import prefill_decoding_table
 from tunescope.study.schema import AnalysisSpec, ServingSpec, TaskSpec
 
 
@@ -73,6 +77,19 @@ def test_prefill_and_decoding_are_told_apart_by_arm_and_batch(analysed):
     assert {arm for arm, _ in found} == {"base", "full", "adapters_1", "adapters_2", "adapters_4"} and {b for _, b in found} == {2, 4, 8}
     planted = found["adapters_2", 4]  # both are scaled alike in these launches
     assert planted["TTFT over"] == pytest.approx(0.5, abs=0.05) and planted["TPOT low"] < 0.5 < planted["TPOT high"]
+
+
+def test_prefill_is_told_where_answers_have_one_token(analysed):
+    frames, statistics = analysed
+    rows = [
+        {**r, "cells": [{**c, "output_tokens": 1, "tpot_ms": [0.0, 0.0, 0.0]} for c in r["cells"]]}
+        for r in frames.documents["serve"]["launches.jsonl"]
+    ]
+    study = small_study(analysis=AnalysisSpec(overhead_batch_sizes=(2, 4), overhead_prompt_length=128))
+    changed = replace(frames, documents={"serve": {**frames.documents["serve"], "launches.jsonl": rows}})
+    found = lines(plain(prefill_decoding_table(SimpleNamespace(study=study, frames=changed))))
+    assert [(r["arm"], r["TTFT over"]) for r in found] == [(r["arm"], r["TTFT over"]) for r in lines(statistics["prefill_decoding"])]
+    assert {r["TPOT over"] for r in found} == {None}
 
 
 def test_the_memory_of_a_slot_and_the_tie_are_in_the_tables(analysed):

@@ -55,6 +55,12 @@ def test_prefill_and_decoding_have_ratios_of_their_own():
     assert overhead_ratio(rows, "a", "b", CELLS).ratio == 1.0
 
 
+def test_answers_of_one_token_have_no_decoding_to_compare():
+    rows = [row(arm, n, [cell(1.0) | {"tpot_ms": [0.0, 0.0, 0.0]}]) for arm in "ab" for n in range(3)]
+    assert overhead_ratio(rows, "a", "b", CELLS, measure="tpot_ms") is None
+    assert overhead_ratio(rows, "a", "b", CELLS, measure="ttft_ms").ratio == 1.0
+
+
 def test_swapping_arms_inverts_the_ratio():
     rows = session({"a": [1.0, 1.2, 1.1], "b": [2.0, 2.1, 2.6]})
     forth, back = overhead_ratio(rows, "a", "b", CELLS), overhead_ratio(rows, "b", "a", CELLS)
