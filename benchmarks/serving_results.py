@@ -6,7 +6,8 @@
 Reads launches.jsonl, open_loop.jsonl, correctness.json and asked.json of the benchmark's folder. Writes the finished launches, every cell
 as CSV, the figures, and README.md with the command, the machine and the tables. Nothing is measured here: repeat it after more launches.
 Several folders are sessions of one benchmark, on several GPUs of one kind: their launches are numbered on, so that launches are paired
-within a session, and an arm whose set-up differs between sessions is refused. A published folder can be given again beside new sessions.
+within a session. Sessions of another model, grid or set-up, and launches given twice, are refused. A published folder can be given again
+beside new sessions.
 """
 
 import argparse
@@ -65,9 +66,11 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     """One folder of all sessions: launch numbers of each go on after those of the one before.
 
     Raises:
-        ValueError: the same arm was not set up alike (another model, grid, engine or kind of GPU).
+        ValueError: sessions asked for another model or grid, an arm was not set up alike (weights, engine, kind of GPU), or the same launch
+            was given twice, which would count as two samples.
     """
     asked = [json.loads((out / "asked.json").read_text()) for out in outs]
+    _refuse_other_grids(outs, asked)
     arms = list(dict.fromkeys(arm for each in asked for arm in each["serving"]["arms"]))
     grid = {**asked[0]["serving"], "arms": arms, "launches": sum(each["serving"]["launches"] for each in asked)}
     folder = scratch / "joined"
@@ -75,21 +78,36 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
     (folder / "asked.json").write_text(json.dumps(said))
     for name in ("launches.jsonl", "open_loop.jsonl"):
-        first, alike, rows = 0, {}, []
-        for out in outs:
-            mine = [row for row in read_rows(out / name) if row["ok"]]
-            for row in mine:
-                if alike.setdefault(row["arm"], row["digest"]) != row["digest"]:
-                    raise ValueError(
-                        f"{out / name}: arm '{row['arm']}' was not set up as in the sessions before, so they are not one benchmark"
-                    )
-            rows += [row | {"launch": row["launch"] + first} for row in mine]
-            first = max((row["launch"] + 1 for row in rows), default=0)
+        rows = _numbered_on([out / name for out in outs])
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checked = next((out / "correctness.json" for out in outs if (out / "correctness.json").is_file()), None)
+    checked = [json.loads(path.read_text()) for out in outs if (path := out / "correctness.json").is_file()]
     if checked:
-        (folder / "correctness.json").write_text(checked.read_text())
+        shown = next((each for each in checked if not each["ok"]), checked[0])  # one session that serves something else spoils all
+        (folder / "correctness.json").write_text(json.dumps(shown, indent=1))
     return folder
+
+
+def _refuse_other_grids(outs: list[Path], asked: list[dict[str, Any]]) -> None:
+    grids = [{"model": each["model"], **{k: v for k, v in each["serving"].items() if k not in ("arms", "launches")}} for each in asked]
+    for out, grid in zip(outs, grids, strict=True):
+        other = [key for key in grids[0] if grid.get(key) != grids[0][key]]
+        if other:
+            raise ValueError(f"{out / 'asked.json'}: another {', '.join(other)} than in {outs[0]}, so they are not one benchmark")
+
+
+def _numbered_on(files: list[Path]) -> list[dict[str, Any]]:
+    """The good launches of all sessions, those of each numbered on after the one before."""
+    alike: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        first, before = max((row["launch"] + 1 for row in rows), default=0), [{**row, "launch": None} for row in rows]
+        for row in (row for row in read_rows(file) if row["ok"]):
+            if alike.setdefault(row["arm"], row["digest"]) != row["digest"]:
+                raise ValueError(f"{file}: arm '{row['arm']}' was not set up as in the sessions before, so they are not one benchmark")
+            if {**row, "launch": None} in before:
+                raise ValueError(f"{file}: launch {row['launch']} of '{row['arm']}' is in a folder before too; give each session once")
+            rows.append(row | {"launch": row["launch"] + first})
+    return rows
 
 
 def publish(outs: list[Path], to: Path) -> None:
@@ -135,6 +153,8 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str],
     said = [f"# Serving benchmark: {asked['model']}", f"```bash\n{asked['command']}\n```", machine(rows)]
     said.append(f"{sum(per_arm.values())} launches of {len(per_arm)} arms; one launch is one sample.")
     said += [f"**Fewer launches than the {wanted} registered:** {', '.join(f'{a} {n}' for a, n in short.items())}."] if short else []
+    if any(frames.outputs(step).get("correct") is False for step in frames.of_kind("serve")):
+        said.append("**Served outputs differ from their references (correctness.json): do not use these figures unexplained.**")
     said += ["## What it says", *(f"- {line}" for line in advice)]
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 

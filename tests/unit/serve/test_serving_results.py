@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,41 @@ def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
     outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1, digest="b")]
     with pytest.raises(ValueError, match=r"two/launches\.jsonl: arm 'base' was not set up as in the sessions before"):
         joined_rows(results, tmp_path, outs)
+
+
+def test_a_launch_given_twice_is_not_two_samples(results, tmp_path):
+    outs = [session(tmp_path / "one", ["base", "merged"], 2), session(tmp_path / "two", ["base", "merged"], 2)]
+    (tmp_path / "first").mkdir()
+    published = results.joined(outs, tmp_path / "first")
+    with pytest.raises(ValueError, match=r"two/launches\.jsonl: launch 0 of 'base' is in a folder before too"):
+        joined_rows(results, tmp_path, [published, outs[1]])
+
+
+def test_sessions_of_another_model_or_grid_are_refused_also_without_a_shared_arm(results, tmp_path):
+    outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["merged"], 1)]
+    asked = json.loads((outs[1] / "asked.json").read_text())
+    (outs[1] / "asked.json").write_text(json.dumps(asked | {"model": "another"}))
+    with pytest.raises(ValueError, match=r"two/asked\.json: another model than in .*one"):
+        joined_rows(results, tmp_path, outs)
+
+
+def test_one_session_that_serves_something_else_shows(results, tmp_path):
+    outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1)]
+    for out, ok in zip(outs, (True, False), strict=True):
+        (out / "correctness.json").write_text(json.dumps({"ok": ok}))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert json.loads((results.joined(outs, scratch) / "correctness.json").read_text()) == {"ok": False}
+
+
+def test_the_page_warns_of_other_outputs(results, tmp_path):
+    published, changed = SCRIPT.parents[1] / "docs" / "results" / "serving-h100", tmp_path / "changed"
+    shutil.copytree(published, changed)
+    checked = json.loads((changed / "correctness.json").read_text())
+    (changed / "correctness.json").write_text(json.dumps(checked | {"ok": False}))
+    results.publish([changed], tmp_path / "page")
+    assert "**Served outputs differ from their references" in (tmp_path / "page" / "README.md").read_text()
+    assert "Served outputs differ" not in (published / "README.md").read_text()
 
 
 @pytest.mark.parametrize("folder", sorted(p for p in (SCRIPT.parents[1] / "docs" / "results").iterdir()), ids=lambda p: p.name)
