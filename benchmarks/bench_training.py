@@ -52,8 +52,6 @@ SHAPES = {
         "vocab_size": 512, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-LIMIT = {"mrpc": 512, "squad": 768}
-"""The plan's sequence limits, to which the stock settings pad."""
 STEP_TOKENS = 16_384
 MICRO_TOKENS = 8_192
 RATE = 1e-5
