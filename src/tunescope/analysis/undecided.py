@@ -10,7 +10,7 @@ import numpy as np
 from tunescope.serve.overhead import log_ratios
 from tunescope.study.schema import Study
 
-from .findings import Claim
+from .findings import Claim, ReasonKind
 from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
@@ -18,6 +18,17 @@ from .tables import Material, Table, table
 from .verdicts import briefly, meaningless, not_entering, said_reasons
 
 MOST_SEEDS = 50
+FIRST: dict[ReasonKind, str] = {
+    "missing_steps": "the missing runs first", "too_few_seeds": "two paired seeds at the least",
+    "gate_unknown": "first the predictions of the baseline step", "too_few_examples": "test examples of two groups at the least",
+    "metric_not_stored": "first predictions with a value of the registered metric for each example",
+    "no_drift_scalar": "first the drift scalar of every registered run", "no_reference_drift": "a reference that drifts at all",
+    "no_variation": "values that are not all equal", "no_serving": "a serving part in the study",
+    "twins_differ": "first the serve step again, alone on the machine, until arms of equal shape tie",
+}  # fmt: skip
+"""What a reason asks for besides more of the same; launches and cells are told with their number."""
+NUMBERLESS: tuple[ReasonKind, ...] = ("metric_not_stored", "no_reference_drift", "no_variation")
+"""Reasons under which no spread is known that a number could come from."""
 
 
 def undecided_table(m: Material) -> Table:
@@ -26,7 +37,8 @@ def undecided_table(m: Material) -> Table:
     note = (
         "Needed numbers give an 80 % chance of supporting the claim if the assumed truth holds, which nobody knows: the nearer the truth "
         "lies to the margin, the more it takes, and beyond the margin no number supports the claim. They come from the standard deviations "
-        "of this study, which few seeds know poorly, and not from its estimates."
+        "of this study, which few seeds know poorly, and not from its estimates. Those of a task are for its test alone, as the claim on "
+        "all tasks asks for it; the task's own verdict is corrected for the number of tasks (Holm) and may take more."
     )
     steps = (s for c in m.claims if c.verdict == "inconclusive" for s in c.steps)
     return table("Not decided, and what it would take", ("claim", "why", "if in truth", "what it would take"), rows, note, steps)
@@ -39,9 +51,12 @@ def _why(m: Material, claim: Claim) -> str:
         return briefly(claim)
     if claim.reasons:
         return "; ".join(said_reasons(claim))
-    if claim.interval is not None and None not in claim.interval and claim.margin is not None:
+    low, high = claim.interval or (None, None)
+    if low is None or high is None or claim.margin is None:
+        return "neither one-sided test rejects"
+    if low <= claim.margin <= high:
         return f"the interval holds the margin ({100 * claim.margin:g} %)"
-    return "neither one-sided test rejects"
+    return f"the interval excludes the margin ({100 * claim.margin:g} %), but not after correction for the number of tasks"
 
 
 def _assumed(study: Study, claim: Claim) -> str | None:
@@ -73,15 +88,20 @@ def _takes(m: Material, claim: Claim) -> str:
     if meaningless(claim):
         reference = m.study.analysis.reference_method
         return f"first a {reference} that beats its baselines (more data, other rates, a larger model): no number of runs helps before"
+    first = list(dict.fromkeys(FIRST[reason.kind] for reason in claim.reasons if reason.kind in FIRST))
+    number = None if claim.has(*NUMBERLESS) else _number(m, claim)
+    if number is None:
+        return "; ".join(first)
+    return f"{'; '.join(first)}; in all, {number}" if first else number
+
+
+def _number(m: Material, claim: Claim) -> str | None:
+    """How many seeds, examples or launches; None where nothing was paired that tells a spread."""
     if claim.dimension == "quality":
-        found = next((_quality(m, s) for s in m.testable if s.task == claim.task), None)
-    elif claim.dimension == "drift":
-        found = next((_drift(m, d) for d in m.contrasts if d.task == claim.task and len(d.seeds) > 1), None)
-    else:
-        found = _overhead(m)
-    if found is None:
-        return "the missing runs first: two paired seeds at the least"
-    return f"the missing runs first; in all, {found}" if claim.has("missing_steps") else found
+        return next((_quality(m, s) for s in m.testable if s.task == claim.task), None)
+    if claim.dimension == "drift":
+        return next((_drift(m, d) for d in m.contrasts if d.task == claim.task and len(d.seeds) > 1), None)
+    return _overhead(m)
 
 
 def _quality(m: Material, s: Paired) -> str:
@@ -103,8 +123,6 @@ def _quality(m: Material, s: Paired) -> str:
 def _drift(m: Material, d: DriftPair) -> str:
     spec = m.study.analysis
     reference = float(d.reference_S.mean())
-    if reference <= 0:
-        return "a reference that drifts at all"
     sd = float(np.std(d.candidate_S - (1 - spec.drift_reduction) * d.reference_S, ddof=1))
     shown = [
         f"{100 * (spec.drift_reduction + detectable_shift(sd, n, alpha=spec.alpha) / reference):.0f} % with {n} seeds"
@@ -115,10 +133,10 @@ def _drift(m: Material, d: DriftPair) -> str:
 
 
 def _overhead(m: Material) -> str:
-    spec = m.study.analysis
+    spec, least = m.study.analysis, max(m.study.analysis.min_launches, 2)
     cells = registered_cells(m.study)
     logs = list(log_ratios(launch_rows(m.frames), spec.overhead_arm, spec.overhead_baseline_arm, cells).values())
     if len(logs) < 2:
-        return f"at least {spec.min_launches} launches of both registered arms with all registered cells"
+        return f"at least {least} launches of both registered arms with all registered cells"
     needed = units_needed(float(np.std(logs, ddof=1)), math.log1p(spec.overhead_limit), alpha=spec.alpha)
-    return f"{max(needed or 0, spec.min_launches)} launches an arm" if needed else "launches that vary less: no number up to 1,000 decides"
+    return f"{max(needed, least)} launches an arm" if needed else "launches that vary less: no number up to 1,000 decides"

@@ -185,6 +185,31 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert few == {"few launches", "one launch, registered so", "other cells"}
 
 
+def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> None:
+    """More seeds or launches help nobody whose baseline step, scores or quiet machine are missing."""
+    takes = {n: {row[0]: row[3] for row in f.statistics["undecided"]["rows"]} for n, f in cases.items() if "undecided" in f.statistics}
+    for dimension in ("quality", "drift"):
+        assert takes["no baselines"][f"{dimension}/rte"].startswith("first the predictions of the baseline step; in all, ")
+        assert takes["one seed"][f"{dimension}/rte"] == "the missing runs first; two paired seeds at the least"
+    assert takes["one paragraph"]["quality/rte"] == "test examples of two groups at the least"
+    assert takes["no scores"]["quality/rte"] == "first predictions with a value of the registered metric for each example"
+    assert takes["all right"]["quality/rte"] == "values that are not all equal"
+    assert takes["no drift"]["drift/rte"] == "first the drift scalar of every registered run"
+    assert takes["nothing moved"]["drift/rte"] == "values that are not all equal; a reference that drifts at all"
+    assert takes["no serving"]["overhead"].startswith("a serving part in the study; in all, ")
+    assert takes["one launch, registered so"]["overhead"].startswith("at least 2 launches of both")
+    assert takes["twins differ"]["overhead"].startswith("first the serve step again, alone on the machine")
+    assert all(text for rows in takes.values() for text in rows.values())
+
+
+def test_an_interval_beside_its_margin_is_not_said_to_hold_it(cases: dict[str, Findings]) -> None:
+    """SST-2 alone would keep 97 %, but not after Holm over two tasks when the other one cannot enter."""
+    found = claim(cases["no scores"], "quality/sst2")
+    assert found.verdict == "inconclusive" and found.interval is not None and found.interval[0] > found.margin
+    why = {row[0]: row[1] for row in cases["no scores"].statistics["undecided"]["rows"]}
+    assert why["quality/sst2"] == "the interval excludes the margin (97 %), but not after correction for the number of tasks"
+
+
 def test_a_missing_step_says_why_wherever_it_is_named(cases: dict[str, Findings]) -> None:
     assert f"{RUN} (failed: no memory)" in claim(cases["a run is missing"], "quality/all").reasons[0].text
     assert "overhead does not enter: partial: missing serve (todo)" in claim(cases["not served"], "hypothesis").notes
