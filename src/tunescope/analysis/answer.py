@@ -88,6 +88,9 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
     words: dict[ReasonKind, str] = {
         "gate_failed": "full fine-tuning does not beat its baselines on", "nothing_learned": "nothing was learned on",
         "missing_steps": "runs are missing on", "too_few_seeds": "runs are missing on",
+        "gate_unknown": "baseline predictions are missing on", "metric_not_stored": "scores are missing on",
+        "no_drift_scalar": "drift values are missing on", "too_few_examples": "there are too few groups of examples on",
+        "no_reference_drift": "the reference does not drift on", "no_variation": "all values are equal on",
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for claim in tasks:
@@ -110,7 +113,8 @@ def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int,
         change = f"{percent(abs(overhead.estimate))} {'more' if overhead.estimate >= 0 else 'less'}"
         launches = f"{overhead.n_launches} launch{'es' if overhead.n_launches != 1 else ''} an arm"
         decided = {"supported": f"within the limit of {limit}", "contradicted": f"above the limit of {limit}"}
-        state = decided.get(overhead.verdict, f"not decided against the limit of {limit}")
+        why = ", because arms of identical shape do not tie" if overhead.has("twins_differ") else ""
+        state = decided.get(overhead.verdict, f"not decided against the limit of {limit}{why}")
         first = f"Serving: {arm} cost {change} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)}), {state}"
     part = [f"on {done} of {planned} planned steps"] if done < planned else []
     part += [_p(hypothesis).removeprefix("; ")] if hypothesis.verdict != "inconclusive" else []

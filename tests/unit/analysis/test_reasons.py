@@ -178,6 +178,10 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert "does not beat its baselines on RTE" in answers["nobody learned"] and "nothing was learned on RTE" in answers["nobody learned"]
     for name in ("a run is missing", "one seed"):
         assert answers[name].count("runs are missing on RTE") == 2
+    assert answers["no baselines"].count("baseline predictions are missing on RTE") == 2
+    assert answers["twins differ"].count("because arms of identical shape do not tie") == 1
+    for name, said_of in (("no scores", "scores are"), ("no drift", "drift values are"), ("no drift of a seed", "drift values are")):
+        assert answers[name].count(f"{said_of} missing on RTE") == 1
     takes = {n: {row[0]: row[3] for row in f.statistics["undecided"]["rows"]} for n, f in cases.items() if "undecided" in f.statistics}
     assert takes["nobody learned"]["drift/rte"].startswith("first a full that beats its baselines")
     assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
