@@ -3,7 +3,8 @@
 Only forward and backward of a micro-batch are captured, one graph for each bucket of shapes; clipping, optimizer, schedule, logging and
 checkpoints stay the Trainer's. A bucket runs plainly the first time, which also warms it up, is captured the second time, and replayed from
 then on: the same kernels on the same shapes, so that neither the moment of capture nor a resumed run changes a number. Dropout draws from
-torch's default generator, whose offset a replay moves on as the plain step would.
+torch's default generator, whose offset a replay moves on as the plain step would. Plain runs work in the memory that the graphs share: what
+a step needs (autocast's copy of every weight, above all) is set aside once and not once for each.
 
 Legend: T tokens of all rows together, M completion tokens, S sequences.
 """
@@ -23,6 +24,8 @@ from .batching import EffectiveBatch, Row, Shape, pack
 MOST_TOKENS = 4096
 """Micro-batches above are bound by arithmetic: they run plainly and unfilled."""
 MOST_GRAPHS = 48
+BLOCK = 512
+"""What PyTorch's allocator rounds a small tensor up to, bytes."""
 FILLER = 256
 """Longest sequence of padding that `Shape.bucket` can ask for up to MOST_TOKENS."""
 
@@ -61,11 +64,12 @@ class CapturedSteps:
         self._device = self._trained[0].device
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._first, self._touched = True, set[nn.Parameter]()
+        self._buffers: dict[nn.Parameter, Tensor] = {}
         self._runs: Counter[_Key] = Counter()
         self._graphs: dict[_Key, _Graph] = {}
         self._cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None
-        self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
+        self._pool: Any = torch.cuda.MemPool() if self._cuda else None
         self._handles = [p.register_post_accumulate_grad_hook(self._keep) for p in self._trained]
 
     @property
@@ -87,6 +91,8 @@ class CapturedSteps:
         return loss
 
     def _accumulate(self, batch: EffectiveBatch, step: int) -> Tensor:
+        if not self._buffers:
+            self._buffers = {p: torch.empty_like(p) for p in self._trained}
         for parameter in self._trained:
             parameter.grad = None
         losses = [self._micro(rows, batch.completion_tokens, step, first=i == 0) for i, rows in enumerate(batch.parts)]
@@ -104,19 +110,38 @@ class CapturedSteps:
             graph = self._capture(key, values, step)
         self._runs[key] += 1
         if graph is None:
-            return self._work(key, values.to(self._device, non_blocking=True), step)
+            inputs = values.to(self._device, non_blocking=True)
+            return self._plain(key, inputs, step) if small and self._pool is not None else self._work(key, inputs, step)
         graph.inputs_N.copy_(values, non_blocking=True)
         graph.graph.replay()
         if key.watched:
             self._watch.values.update(graph.seen)
         return graph.loss.clone()
 
+    def _plain(self, key: _Key, inputs_N: Tensor, step: int) -> Tensor:
+        """Work outside a graph, in the graphs' memory; what outlives the step is copied out of it, since the next replay overwrites it."""
+        earlier: dict[str, Tensor] = {}
+        if key.watched:
+            earlier, self._watch.values = self._watch.values, {}
+        before = torch.cuda.memory_allocated(self._device)
+        # A pool serves one thread: the backward pass must stay in this one.
+        with torch.cuda.use_mem_pool(self._pool, self._device), torch.autograd.set_multithreading_enabled(False):
+            loss = self._work(key, inputs_N, step)
+        kept = [loss := loss.clone()]
+        if key.watched:
+            seen = self._watch.values = {name: value.clone() for name, value in self._watch.values.items()}
+            kept += seen.values()
+            self._watch.values = earlier | seen
+        if torch.cuda.memory_allocated(self._device) - before > sum(-(-t.nbytes // BLOCK) * BLOCK for t in kept):
+            self._graphs.clear()  # the model keeps something it made in this step, maybe where a graph works: later graphs go round it
+        return loss
+
     def _capture(self, key: _Key, values: Tensor, step: int) -> _Graph | None:
         """Record a graph without running it; None, and never again, when this model cannot be captured."""
         inputs = values.to(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool.id, stream=self._stream, capture_error_mode="thread_local"):
                 loss = self._work(key, inputs, step)
         except torch.OutOfMemoryError:
             raise
@@ -147,7 +172,7 @@ class CapturedSteps:
         if parameter.grad is None:
             return
         if parameter not in self._gradients:
-            self._gradients[parameter] = torch.empty_like(parameter)
+            self._gradients[parameter] = self._buffers[parameter]
         gradient = self._gradients[parameter]
         self._touched.add(parameter)
         with torch.no_grad():
@@ -159,7 +184,9 @@ class CapturedSteps:
         for handle in self._handles:
             handle.remove()
         self._graphs.clear()
+        self._pool = None
         self._gradients.clear()
+        self._buffers.clear()
 
 
 def _flat(batch: dict[str, Any], tokens: int, completion_tokens: int) -> Tensor:

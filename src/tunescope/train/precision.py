@@ -25,9 +25,13 @@ class Precision:
     def autocast(self) -> bool:
         return self.name == "bf16-mixed"
 
-    def context(self) -> AbstractContextManager[Any]:
-        """Autocast of a training or selection pass."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.autocast else nullcontext()
+    def context(self, *, keep_copies: bool = True) -> AbstractContextManager[Any]:
+        """Autocast of a training or selection pass. `keep_copies`: hold the bf16 copy of every trained weight until the end of the pass.
+
+        A backward pass needs the copies; without one they would be 2 bytes a weight for nothing.
+        """
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=keep_copies) if self.autocast else nullcontext()
 
 
 def resolve_precision(wanted: str, device: str) -> Precision:

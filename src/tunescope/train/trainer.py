@@ -144,7 +144,7 @@ class CompletionTrainer(Trainer):
         """Selection loss only; task metrics are taken once, at the end."""
         model: Any = self.model
         model.eval()
-        with self.precision.context():
+        with self.precision.context(keep_copies=False):
             batching = replace(self.batching, most_rows=self.args.per_device_eval_batch_size)
             loss = selection_loss(model, self.selection_rows, batching, str(self.args.device))
         if not torch.isfinite(torch.tensor(loss)):

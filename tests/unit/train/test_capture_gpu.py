@@ -15,6 +15,7 @@ from tunescope.study.schema import AdapterSpec, TrainingSpec
 from tunescope.train.attention import varlen_attention
 from tunescope.train.batching import Batching, RunDataset, collate, completion_loss, on_device, pack
 from tunescope.train.callbacks import LayerWatch
+from tunescope.train.capture import CapturedSteps
 from tunescope.train.finetune import _determinism
 from tunescope.train.precision import Precision, in_fp32, set_storage
 from tunescope.train.trainer import CompletionTrainer, build_trainer, training_arguments
@@ -209,3 +210,49 @@ def test_probes_between_captured_steps_leave_the_weights_where_they_were(tmp_pat
     alone = fit(tmp_path / "b", method, name, packed=True, capture="always")
     assert losses(probed) == losses(alone)
     assert all(torch.equal(weights(probed)[k], v) for k, v in weights(alone).items())
+
+
+def run_buckets(model: Any) -> CapturedSteps:
+    """Effective batches of four sizes, each several times: plain, captured and replayed steps in turn."""
+    precision, rows, batching = Precision("bf16-mixed", "cuda"), some_rows(64), Batching(PAD, True, 64)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        with precision.context():
+            return completion_loss(model, batch)
+
+    steps = CapturedSteps(model, PAD, 16, loss, None)
+    for number, n in enumerate((1, 1, 4, 1, 8, 4, 1, 16, 8, 4, 1, 16, 8, 4)):
+        steps.run(batching(rows[number : number + n]), number + 1)
+    torch.cuda.synchronize()
+    return steps
+
+
+def test_plain_steps_take_no_memory_beside_that_of_the_graphs():
+    model = tiny(hidden_size=512, intermediate_size=1024, vocab_size=16384).cuda()
+    copies = sum(2 * p.numel() for p in model.parameters())
+    steps = run_buckets(model)
+    assert steps.graphs >= 3
+    idle: dict[bool, int] = {True: 0, False: 0}
+    for segment in torch.cuda.memory_snapshot():
+        if segment["stream"] == steps._stream.cuda_stream:  # type: ignore[union-attr]
+            idle[tuple(segment["segment_pool_id"]) == steps._pool.id] += segment["total_size"] - segment["allocated_size"]  # type: ignore[union-attr]
+    assert idle[True] > copies > 4 * idle[False], idle
+    before = torch.cuda.memory_reserved()
+    steps.close()
+    torch.cuda.empty_cache()
+    assert before - torch.cuda.memory_reserved() > copies, "a closed runner gives its memory back"
+
+
+def test_what_a_model_keeps_from_a_plain_step_is_left_alone_by_graphs():
+    """As a rotary table that grows with the first longer row would be."""
+    model, kept = model_of("full", Precision("bf16-mixed", "cuda")), []
+
+    def keep(*_: Any) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            kept.append(torch.full((1 << 16,), float(len(kept)), device="cuda"))
+
+    decoder_layers(model)[0].register_forward_hook(keep)
+    steps = run_buckets(model)
+    assert len(kept) >= 4 and steps.graphs >= 1
+    for number, tensor in enumerate(kept):
+        assert torch.equal(tensor, torch.full_like(tensor, number)), f"what plain step {number} left was overwritten"
