@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import fake_steps
 from simulated_store import small_study
 from tunescope.console import PlainDisplay
 from tunescope.errors import TunescopeError
+from tunescope.run import driver
 from tunescope.run.data_folder import DataFolder
 from tunescope.run.driver import Driver, Policy
 from tunescope.run.local import Executor, LocalExecutor
@@ -32,6 +34,12 @@ def open_executor(plan: Plan, store: Store, address: str | None) -> Executor:
     from tunescope.run.ray_cluster import RayExecutor
 
     return RayExecutor(RaySpec(address=address), None, 1, "cpu", {s.id: s.machine for s in plan.steps}, store.root)
+
+
+def hang(limit_s: float) -> None:
+    """Let ending the workers hang; the driver waits `limit_s` for it."""
+    driver.CLOSE_S = limit_s
+    LocalExecutor.close = lambda self: time.sleep(600)  # type: ignore[method-assign]
 
 
 def placed(study: Study) -> Plan:
@@ -62,7 +70,10 @@ if __name__ == "__main__":
     parser.add_argument("--retries", type=int, default=0)
     for name in ("--ray", "--phase", "--machine"):
         parser.add_argument(name)
+    parser.add_argument("--hang", type=float)
     given = parser.parse_args()
+    if given.hang:
+        hang(given.hang)
     try:
         main(given.root, given.tasks, given.retries, given.ray, given.phase, given.machine)
     except TunescopeError as error:

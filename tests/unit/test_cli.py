@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -417,9 +418,28 @@ def test_a_signal_whose_exception_was_lost_can_be_given_again(cli, faked, monkey
         def poll(self, timeout_s):
             with contextlib.suppress(BaseException):
                 os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.6)
             os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("went on after the second signal")
 
     monkeypatch.setattr("tunescope.run.session.LocalExecutor", lambda *a, **k: Deaf())
     code, _, errors = cli("run", "quickstart", *SMALL, "--only", "data/rte")
     assert code == 130 and "goes on where this stopped" in errors
+
+
+def test_ctrl_c_and_a_kill_at_once_still_end_the_workers(cli, faked, monkeypatch):
+    """The second one's exception came before the ending of workers had shut signals out: jobs of a cluster went on."""
+    both, closed = {signal.SIGINT, signal.SIGTERM}, []
+
+    class Stopped(fake_steps.Inline):
+        def poll(self, timeout_s):
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            for number in both:
+                os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
+        def close(self):
+            closed.append("all")
+
+    monkeypatch.setattr("tunescope.run.session.LocalExecutor", lambda *a, **k: Stopped())
+    assert cli("run", "quickstart", *SMALL, "--only", "data/rte")[0] == 130 and closed == ["all"]

@@ -35,9 +35,13 @@ def detectable_margin(
     return float(optimize.brentq(gap, 1e-9, 1.0)) if gap(1e-9) < 0 else 0.0
 
 
-def detectable_shift(sd: float, n: int, *, alpha: float = 0.05, target: float = TARGET) -> float:
-    """The smallest true mean that a one-sided t test over n independent units confirms with probability `target`, in units of `sd`'s."""
-    return sd / math.sqrt(n) * float(optimize.brentq(lambda shift: t_power(shift, n - 1, alpha) - target, 0.0, 200.0))
+def detectable_shift(sd: float, n: int, *, alpha: float = 0.05, target: float = TARGET) -> float | None:
+    """The smallest true mean that a one-sided t test over n independent units confirms with probability `target`, in units of `sd`'s.
+
+    None above 200 standard errors (two units and an alpha of 0.001, say).
+    """
+    gap = lambda shift: t_power(shift, n - 1, alpha) - target  # noqa: E731
+    return sd / math.sqrt(n) * float(optimize.brentq(gap, 0.0, 200.0)) if gap(200.0) > 0 else None
 
 
 def seeds_needed(sd: Components, difference: float, n_examples: int, *, alpha: float = 0.05, most: int = 100) -> int | None:

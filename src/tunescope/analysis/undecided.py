@@ -56,7 +56,12 @@ def _why(m: Material, claim: Claim) -> str:
         return "neither one-sided test rejects"
     if low <= claim.margin <= high:
         return f"the interval holds the margin ({100 * claim.margin:g} %)"
-    return f"the interval excludes the margin ({100 * claim.margin:g} %), but not after correction for the number of tasks"
+    alpha, smallest = m.study.analysis.alpha, min(p for p in (claim.p, claim.p_opposite, 1.0) if p is not None)
+    stricter = alpha < (1 - claim.interval_level) / 2 - 1e-9 and smallest > alpha
+    why = (
+        f"alpha is {alpha:g}, stricter than its {claim.interval_level:.0%}" if stricter else "not after correction for the number of tasks"
+    )
+    return f"the interval excludes the margin ({100 * claim.margin:g} %), but {why}"
 
 
 def _assumed(study: Study, claim: Claim) -> str | None:
@@ -124,12 +129,9 @@ def _drift(m: Material, d: DriftPair) -> str:
     spec = m.study.analysis
     reference = float(d.reference_S.mean())
     sd = float(np.std(d.candidate_S - (1 - spec.drift_reduction) * d.reference_S, ddof=1))
-    shown = [
-        f"{100 * (spec.drift_reduction + detectable_shift(sd, n, alpha=spec.alpha) / reference):.0f} % with {n} seeds"
-        for n in sorted({len(d.seeds), 5, 10})
-        if n >= len(d.seeds)
-    ]
-    return f"a true reduction of {', '.join(shown)}"
+    shifts = {n: detectable_shift(sd, n, alpha=spec.alpha) for n in sorted({len(d.seeds), 5, 10}) if n >= len(d.seeds)}
+    shown = [f"{100 * (spec.drift_reduction + s / reference):.0f} % with {n} seeds" for n, s in shifts.items() if s is not None]
+    return f"a true reduction of {', '.join(shown)}" if shown else f"an alpha above {spec.alpha:g}: no reduction is found at it"
 
 
 def _overhead(m: Material) -> str:

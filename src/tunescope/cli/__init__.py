@@ -1,8 +1,10 @@
 """The command line: argument shapes and printing only. Heavy imports live inside the verbs."""
 
 import signal  # noqa: I001  (--help lists the verbs in the order in which they are imported below)
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunescope.errors import PrerequisiteError, TunescopeError
@@ -15,9 +17,25 @@ class _Interrupted(BaseException):
     """Ctrl-C or a polite kill. Its own class, because frameworks turn KeyboardInterrupt into other exit codes."""
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """Stop, each time: an exception raised inside a library's callback can be lost, and then only a second signal stops the program."""
-    raise _Interrupted
+TOGETHER_S = 0.5
+"""Signals less than this apart count as one: a Ctrl-C and a supervisor's kill that come at once, or a key held down."""
+
+
+def _interrupter() -> Callable[[int, Any], None]:
+    """A handler that stops, each time: an exception raised inside a library's callback can be lost, and then only a second signal stops.
+
+    A second one at once would break the ending of workers before that can shut signals out, and leave jobs of a cluster behind.
+    """
+    last = -math.inf
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > TOGETHER_S:
+            last = now
+            raise _Interrupted
+
+    return interrupt
 
 
 def _disk_refused(error: OSError) -> int:
@@ -34,8 +52,9 @@ def _disk_refused(error: OSError) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed steps, 2 usage, 3 prerequisite, 130 interrupted."""
+    interrupt = _interrupter()
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _interrupt)
+        signal.signal(each, interrupt)
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="tunescope")
     except SystemExit as end:

@@ -1,6 +1,8 @@
 """The loop that takes a plan to its end: start what is ready, watch, retry, and say what happened."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from tunescope.errors import TunescopeError
 from tunescope.study.outline import seconds
 from tunescope.study.plan import Plan, Step
 
@@ -23,6 +26,9 @@ MEMORY = ("OutOfMemoryError", "MemoryError")
 """Failures that having the machine to itself may cure."""
 LOOK_S = 2.0
 """How often all folders are looked at, as other drivers may be at work; in between only those of our own steps."""
+CLOSE_S = 60.0
+"""How long ending the workers may take. It takes seconds, but the library of a cluster can hang in it, deaf to signals and exceptions."""
+INTERRUPTED = 130
 
 
 class Display(Protocol):
@@ -35,6 +41,8 @@ class Display(Protocol):
     def note(self, text: str) -> None: ...
 
     def update(self, states: States, running: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @contextmanager
@@ -104,8 +112,31 @@ class Driver:
                 looked = self.clock() if anew else looked
                 self.display.update(states, self.started)
         finally:
-            with undisturbed():
+            self._close()
+
+    def _close(self) -> None:
+        """End the workers; when that hangs, leave the process."""
+        limit = threading.Timer(CLOSE_S, self._leave, [sys.exception()])
+        limit.daemon = True
+        with undisturbed():
+            limit.start()
+            try:
                 self.executor.close()
+            finally:
+                limit.cancel()
+
+    def _leave(self, error: BaseException | None) -> None:
+        """End this process at once, whatever hangs in it, and thereby the workers: each ends when it finds its driver gone."""
+        why = f"{type(error).__name__}: {error}; " if isinstance(error, Exception) else ""
+        try:
+            self.display.note(
+                f"{why}ending the workers hangs since {CLOSE_S:g} s: given up. They end with this process (jobs of Slurm may stay in its "
+                "queue: squeue, scancel); the same command goes on where this stopped"
+            )
+            self.display.close()
+            sys.stdout.flush()
+        finally:
+            os._exit(error.exit_code if isinstance(error, TunescopeError) else INTERRUPTED)
 
     def survey(self) -> dict[str, StepState]:
         return self._surveyor.survey()

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -47,6 +48,8 @@ class Offer:
 def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]) -> Merged:
     """Copy finished steps from other stores of the same study. Nothing is copied unless everything fits; stale results are left out.
 
+    Copying ends, with what is copied kept, when a driver here fixes another plan meanwhile: no final run moves in beside it.
+
     Args:
         folders: stores (`runs/<study>`), or folders that hold one there.
         note: where each store is announced, and each stale result with what differs.
@@ -61,9 +64,15 @@ def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]
     stores = [target, *sources]
     offers = list(_offers(session.plan, stores))
     _refuse([*_plans(stores), *_runs_under_plans(stores), *_locks(stores), *_results(offers, stores)])
-    _keep_plan(target, stores)
+    with target.locked():
+        kept = _keep_plan(target, stores)
     _keep_locks(target, stores)
     done = Merged()
+
+    def check() -> None:
+        if read_json(target.root / FILE) != kept:
+            _keep_plan(target, stores)
+
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=target.root) as aside:
         for source in sources:
             note(f"merging {source.root}")
@@ -73,7 +82,7 @@ def merge(session: Session, folders: Sequence[Path], note: Callable[[str], None]
                     note(f"left out, stale: {step_id}  {offer.stale[source]}")
                     done.stale.append(step_id)
                 elif source in offer.fitting:
-                    taken = target.adopt(step_id, source.folder(step_id), Path(aside), instead=target in offer.stale)
+                    taken = target.adopt(step_id, source.folder(step_id), Path(aside), check, instead=target in offer.stale)
                     (done.copied if taken else done.here).append(step_id)
     return done
 
@@ -166,13 +175,14 @@ def _results(offers: Sequence[Offer], stores: Sequence[Store]) -> Iterator[str]:
                 yield f"{folder}: another result than {known[1]}; remove the one that is not to count"
 
 
-def _keep_plan(target: Store, stores: Sequence[Store]) -> None:
-    """The plan counts as fixed when the first host fixed it. A driver may have fixed one here since the stores were compared."""
-    with target.locked():
-        _refuse([*_plans(stores), *_runs_under_plans(stores)])
-        plans = [kept for store in stores if (kept := read_json(store.root / FILE))]
-        if plans:
-            write_json(target.root / FILE, min(plans, key=lambda kept: kept["registered"]))
+def _keep_plan(target: Store, stores: Sequence[Store]) -> dict[str, Any] | None:
+    """The plan counts as fixed when the first host fixed it; returns it. Under the store's lock: a driver may just have fixed one here."""
+    _refuse([*_plans(stores), *_runs_under_plans(stores)])
+    plans = [kept for store in stores if (kept := read_json(store.root / FILE))]
+    first = min(plans, key=lambda kept: kept["registered"], default=None)
+    if first:
+        write_json(target.root / FILE, first)
+    return first
 
 
 def _keep_locks(target: Store, stores: Sequence[Store]) -> None:

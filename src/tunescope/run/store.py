@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,14 @@ class Store:
             write_json(folder / "step.json", record.model_dump(mode="json"))
         return folder
 
-    def adopt(self, step_id: str, source: Path, scratch: Path, *, instead: bool = False) -> bool:
+    def adopt(self, step_id: str, source: Path, scratch: Path, check: Callable[[], None], *, instead: bool = False) -> bool:
         """Take over another store's folder of a step: copied aside first, then moved in, so that no half copy is ever seen as a result.
 
         A worker that a driver has just started finds the lock of its folder held, or the result in place: either way it leaves it alone.
 
         Args:
             scratch: a folder on the same disk that nobody else uses.
+            check: raises when the folder may not move in after all; called under the lock.
             instead: whether a usable result of another fingerprint that is here moves to the attic (a stale one).
 
         Returns:
@@ -196,6 +197,7 @@ class Store:
             if not free or self._taken(step_id) or not self._open_to(step_id, source, instead):
                 shutil.rmtree(aside)
                 return False
+            check()
             if folder.exists():
                 self._to_attic(step_id)
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """All launches of one serve step: what each is told, in which order they run, and which finished ones are kept."""
 
+import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +23,9 @@ from .session import Row, keep_finished, run_launch, run_session
 
 if TYPE_CHECKING:
     from .prepare import Materials
+
+COLUMNS = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,index"
+"""What is asked of nvidia-smi, as its `--query-gpu` takes it."""
 
 Tell = Callable[[Arm, "Materials"], dict[str, Any]]
 Start = Callable[[Arm, int, "Materials"], Row]
@@ -197,14 +200,29 @@ class Session:
 
 
 def machine_state(device: str) -> dict[str, Any]:
-    """Load of the machine, and clocks, heat and driver of the GPUs this step may use, to tell a drifting session from a slow arm."""
+    """Load of the machine, and clocks, heat and driver of the GPUs this step may use, to tell a drifting session from a slow arm.
+
+    Where nvidia-smi says nothing (it is absent, or CUDA_VISIBLE_DEVICES names a slice of a card, MIG-…), torch gives the names.
+    """
     state: dict[str, Any] = {"load_average_1min": os.getloadavg()[0]}
-    program = shutil.which("nvidia-smi")
-    if device == "cpu" or program is None:
+    if device == "cpu":
         return state
-    query = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,index"
-    command = [program, f"--query-gpu={query}", "--format=csv,noheader"]
     mine = os.environ.get("CUDA_VISIBLE_DEVICES")  # a host may have more GPUs than a step has
-    told = subprocess.run([*command, f"--id={mine}"] if mine else command, capture_output=True, text=True, timeout=30, check=False)
-    lines = told.stdout.splitlines() if told.returncode == 0 else []
-    return state | {"gpu": [line.strip() for line in lines], "gpu_columns": query}
+    lines = _asked(["nvidia-smi", f"--query-gpu={COLUMNS}", "--format=csv,noheader", *([f"--id={mine}"] if mine else [])])
+    return state | {"gpu": lines or [name + ", [N/A]" * COLUMNS.count(",") for name in _names(mine)], "gpu_columns": COLUMNS}
+
+
+@functools.cache
+def _names(visible: str | None) -> tuple[str, ...]:
+    """Names of the visible GPUs. A child asks, once: CUDA in this process would hold memory that the engines are to have."""
+    code = "import torch\nfor i in range(torch.cuda.device_count()):\n    print(torch.cuda.get_device_name(i))"
+    return tuple(_asked([sys.executable, "-c", code]))
+
+
+def _asked(command: list[str]) -> list[str]:
+    """The lines a program prints; [] when it fails, hangs or is not there."""
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in told.stdout.splitlines()] if told.returncode == 0 else []

@@ -153,6 +153,12 @@ def test_needed_units_are_those_of_statsmodels(ratio):
     assert units_needed(0.0, 0.1) == 2 and units_needed(1.0, -0.1) is None
 
 
+def test_a_shift_that_no_test_of_two_seeds_detects_is_none_and_no_traceback():
+    """It took the whole report with it: at an alpha of 0.001 two units need a shift of over 200 standard errors."""
+    assert detectable_shift(2.0, 2, alpha=0.001) is None
+    assert detectable_shift(2.0, 3, alpha=0.001) == pytest.approx(2.0 * detectable_shift(1.0, 3, alpha=0.001))
+
+
 @pytest.mark.parametrize(
     "differences", [[0.5, 0.55, 0.6], [-0.14, 0.1, -0.35], [0.9, 1.1, 1.0], [-3.0, -3.1, -3.3], [0.1, 0.2, -0.25, 0.3]]
 )

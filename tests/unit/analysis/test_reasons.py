@@ -214,6 +214,15 @@ def test_an_interval_beside_its_margin_is_not_said_to_hold_it(cases: dict[str, F
     assert why["quality/sst2"] == "the interval excludes the margin (97 %), but not after correction for the number of tasks"
 
 
+def test_an_alpha_below_that_of_the_interval_is_named_where_nothing_is_corrected(frames: Frames) -> None:
+    """Overhead stands alone: its 90 % interval can exclude the limit while its p lies between a stricter alpha and 5 %."""
+    found = claim(analyse(frames, STUDY, now=NOW), "overhead")
+    assert found.verdict == "supported" and found.p is not None
+    strict = analyse(frames, with_analysis(alpha=found.p / 2), now=NOW)
+    why = {row[0]: row[1] for row in strict.statistics["undecided"]["rows"]}["overhead"]
+    assert "interval excludes the margin" in why and "stricter than its 90%" in why and "number of tasks" not in why
+
+
 def test_a_missing_step_says_why_wherever_it_is_named(cases: dict[str, Findings]) -> None:
     assert f"{RUN} (failed: no memory)" in claim(cases["a run is missing"], "quality/all").reasons[0].text
     assert "overhead does not enter: partial: missing serve (todo)" in claim(cases["not served"], "hypothesis").notes

@@ -32,6 +32,8 @@ class Silent:
 
     def update(self, states: Any, running: Any) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class Bench:

@@ -10,10 +10,12 @@ from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.run.data_folder import DataFolder
 from tunescope.run.files import read_json, write_json
 from tunescope.run.merge import merge
+from tunescope.run.registration import register
 from tunescope.run.selection import Selection
 from tunescope.run.session import Session
 from tunescope.run.store import Store
 from tunescope.study.plan import build_plan
+from tunescope.study.registration import registered_plan
 from tunescope.study.schema import StudyFile
 
 
@@ -73,6 +75,29 @@ def test_hosts_that_registered_different_plans_are_refused_before_anything_is_co
     with pytest.raises(StudyError, match=r"another plan was registered there .*seeds"):
         bring(bench, tmp_path / "vm3/runs")
     assert digests(hosts / "vm1") == before
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["registered", "only recorded by the runs"])
+def test_a_plan_that_a_driver_fixes_here_while_merging_keeps_final_runs_of_another_out(bench, hosts, recorded):
+    """The driver has no finished final run, so it may fix its plan anew: also after merge has looked."""
+    if not recorded:
+        (hosts / "vm2/runs/registration.json").unlink()
+    bench.root = hosts / "vm3"
+    bench.run(Selection(only=("baseline/rte",)))
+    other = bench.study(seeds=(42, 7))
+
+    def fix_another(text: str) -> None:
+        assert text.startswith("merging")
+        register(other, bench.store, "train/rte/lora/final/seed-7")
+
+    with pytest.raises(StudyError, match=r"different registered plans|another plan was registered there"):
+        bring(bench, hosts / "vm2/runs", say=fix_another)
+    assert not any("/final/" in i for i in digests(hosts / "vm3"))
+    assert read_json(hosts / "vm3/runs/registration.json")["plan"] == registered_plan(other)
+    assert not list(bench.store.root.glob(".merging*"))
+    (hosts / "vm3/runs/registration.json").unlink()
+    bring(bench, hosts / "vm2/runs", say=lambda text: register(bench.study(), bench.store, "train/rte/lora/final/seed-7"))
+    assert any("/final/" in i for i in digests(hosts / "vm3"))
 
 
 def test_what_is_damaged_or_contradicts_is_named_with_its_folder(bench, hosts):

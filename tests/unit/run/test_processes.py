@@ -216,6 +216,21 @@ def test_ctrl_c_is_exit_130_and_leaves_no_worker(tmp_path):
         wait_for(lambda lease=lease: not Process(lease["host"], lease["pid"], lease["started"]).alive(), 5)
 
 
+def test_an_executor_that_hangs_when_it_closes_does_not_hang_the_driver_and_leaves_no_worker(tmp_path):
+    control(tmp_path / "data", sleep_s=300)
+    command = [sys.executable, str(TESTS / "fake_driver.py"), str(tmp_path), "--tasks", "rte", "--hang", "1"]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        lease = wait_for(lambda: next((lease for p in (tmp_path / "runs/steps").rglob("lease.json") if (lease := read_json(p))), None))
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(20) == 130
+    finally:
+        driver.kill()
+    said = driver.stderr.read()
+    assert said.count("hangs since 1 s: given up") == 1 and "Traceback" not in said
+    wait_for(lambda: not Process(lease["host"], lease["pid"], lease["started"]).alive(), 5)
+
+
 @pytest.mark.slow
 def test_plain_workers_start_with_their_gpu_and_end_on_time(tmp_path, monkeypatch):
     """The way of CUDA and of serving: a new interpreter, one GPU name a slot."""
