@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from tunescope.study.schema import Study
 
-from .answer import percent
+from .answer import figure, percent, served_how
 from .confirmatory import standing
 from .findings import Claim
 from .tables import Material, Table, table
-from .verdicts import NAMES, meaningless
+from .verdicts import NAMES, comparable, meaningless
 
-Row = tuple[str, str, str]
+Row = tuple[str, str, str, str]
 
 
 def advice_table(m: Material) -> Table:
@@ -19,7 +19,7 @@ def advice_table(m: Material) -> Table:
     rows = [*_quality(m), *_drift(m, by_id["drift/all"]), *_serving(m, by_id)]
     note = "Advice follows the verdicts; where nothing is decided it says so. It holds for what was measured, under the conditions named."
     steps = [s for c in m.claims for s in c.steps]
-    return table("Advice for deployment", ("question", "advice", "holds for"), rows, note, steps)
+    return table("Advice for deployment", ("question", "advice", "holds for", "claim"), rows, note, steps)
 
 
 def _quality(m: Material) -> Iterator[Row]:
@@ -31,9 +31,10 @@ def _quality(m: Material) -> Iterator[Row]:
         "inconclusive": f"not decided here: compare {ours} and {theirs} on your own data before choosing",
     }
     nothing = f"neither, as they are: {theirs} does not beat its baselines here, so there is nothing to compare"
-    for claim in (c for c in m.claims if c.dimension == "quality" and c.task and c.estimate is not None):
-        text = nothing if meaningless(claim) else words[claim.verdict] + _figure(claim)
-        yield f"Which method for {NAMES[str(claim.task)]}?", text, conditions + _status(claim)
+    unknown = f"not known: no runs of {ours} and {theirs} to compare are finished"
+    for claim in (c for c in m.claims if c.dimension == "quality" and c.task):
+        text = unknown if claim.estimate is None else nothing if meaningless(claim) else words[claim.verdict] + _figure(m, claim)
+        yield f"Which method for {NAMES[str(claim.task)]}?", text, conditions + _status(claim), claim.id
 
 
 def _drift(m: Material, claim: Claim) -> Iterator[Row]:
@@ -45,28 +46,27 @@ def _drift(m: Material, claim: Claim) -> Iterator[Row]:
         "contradicted": f"do not choose {ours} over {theirs} for its drift",
         "inconclusive": "drift is no ground to choose between the methods yet",
     }
-    yield "Does it matter how far the model moves?", words[claim.verdict] + _figure(claim), _training_conditions(m.study) + _status(claim)
+    conditions = _training_conditions(m.study) + _status(claim)
+    yield "Does it matter how far the model moves?", words[claim.verdict] + _figure(m, claim), conditions, claim.id
 
 
 def _serving(m: Material, claims: dict[str, Claim]) -> Iterator[Row]:
-    overhead, conditions = claims["overhead"], _serving_conditions(m)
+    overhead, conditions, question = claims["overhead"], _serving_conditions(m), "Merge, or serve adapters side by side?"
     if overhead.estimate is None:
-        yield "Merge, or serve adapters side by side?", "not measured: merged adapters run as the full model does", "any engine"
+        yield question, "not measured: merged adapters run as the full model does", "any engine", overhead.id
         return
     words = {
         "supported": "serve adapters side by side where one engine for several tasks is worth the measured cost",
         "contradicted": "merge and run one engine a task: side by side costs more than the limit",
         "inconclusive": "not decided: merge where latency counts, until more launches decide",
     }
-    yield "Merge, or serve adapters side by side?", words[overhead.verdict] + _figure(overhead), conditions + _status(overhead)
+    yield question, words[overhead.verdict] + _figure(m, overhead), conditions + _status(overhead), overhead.id
     for line in m.serving.get("recommendations", []):
-        yield "Serving in detail", line, conditions
+        yield "Serving in detail", line, conditions, overhead.id
 
 
-def _figure(claim: Claim) -> str:
-    low, high = claim.interval or (None, None)
-    limits = f", 90 % interval {percent(low)} to {percent(high)}" if low is not None and high is not None else ""
-    return f" ({claim.estimate_name} {percent(claim.estimate)}{limits})"
+def _figure(m: Material, claim: Claim) -> str:
+    return f" ({figure(claim, m.study.analysis)})" if comparable(claim, m.claims) else ""
 
 
 def _status(claim: Claim) -> str:
@@ -85,7 +85,6 @@ def _modules(names: tuple[str, ...] | str) -> str:
 
 def _serving_conditions(m: Material) -> str:
     spec = m.study.analysis
-    outputs = [m.frames.outputs(step) for step in m.frames.of_kind("serve")]
-    device = "on a CPU" if any(o.get("cpu_figures") for o in outputs) else "on this GPU"
+    device = served_how(m.frames) or "on this GPU"
     batches = ", ".join(map(str, spec.overhead_batch_sizes))
-    return f"{m.study.model.name} {device}, batches of {batches}, prompts of {spec.overhead_prompt_length} tokens, greedy"
+    return f"{m.study.model.name} {device}; batches of {batches}, prompts of {spec.overhead_prompt_length} tokens, greedy"

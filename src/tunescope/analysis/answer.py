@@ -11,7 +11,7 @@ from .confirmatory import standing
 from .findings import Claim, ReasonKind
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import NAMES, meaningless, weakest
+from .verdicts import NAMES, comparable, meaningless, weakest
 
 PER_TASK = 10
 
@@ -23,14 +23,27 @@ def percent(share: float | None, places: int = 1) -> str:
     return f"{share * 100:,.0f} %" if abs(share) >= 10 else f"{share * 100:.{places}f} %"
 
 
-def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int) -> list[str]:
-    """Quality, drift, and overhead with the verdict on the hypothesis: exactly three sentences, true of partial studies too."""
+def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int, served: str = "") -> list[str]:
+    """Quality, drift, and overhead with the verdict on the hypothesis: exactly three sentences, true of partial studies too.
+
+    Args:
+        served: what keeps the serving figures from carrying over (`served_how`), which the serving sentence begins with.
+    """
     by_id = {c.id: c for c in claims}
     return [
         _dimension(claims, by_id["quality/all"], spec, _quality_words(spec)),
         _dimension(claims, by_id["drift/all"], spec, _drift_words(spec)),
-        _overhead(by_id["overhead"], by_id["hypothesis"], spec, done, planned),
+        _overhead(by_id["overhead"], by_id["hypothesis"], spec, done, planned, served),
     ]
+
+
+def served_how(frames: Frames) -> str:
+    """How serving was measured, where that keeps its figures from carrying over to GPUs or to production; "" elsewhere."""
+    outputs = [frames.outputs(step) for step in frames.of_kind("serve")]
+    eager = any(o.get("eager") for o in outputs)
+    if any(o.get("cpu_figures") for o in outputs):
+        return f"on a CPU{' in eager mode' if eager else ''}, which says nothing about GPUs"
+    return "on a GPU in eager mode, without the compiled graphs of production" if eager else ""
 
 
 def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
@@ -60,12 +73,22 @@ def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: d
         return words["nothing"] + "."
     measured = [c for c in tasks if c.p is not None and meaningless(c) == meaningless(worst)]
     scope = f"weakest of {len(measured)} compared tasks" if len(measured) > 1 else "the only compared task"
-    if overall.dimension == "quality":
-        figure = f"{percent(worst.estimate)} of {spec.reference_method}"
-    else:
-        figure = f"a reduction of {percent(worst.estimate)}"
-    detail = f"{scope}, {NAMES[str(worst.task)]}: {figure}{_interval(worst)}{_p(overall)}"
-    return f"{words[overall.verdict]} ({detail}){_why(tasks, overall)}{_plan_note(overall)}."
+    detail = f" ({scope}, {NAMES[str(worst.task)]}: {figure(worst, spec)}{_p(overall)})" if comparable(worst, claims) else ""
+    return f"{words[overall.verdict]}{detail}{_why(tasks, overall)}{_plan_note(overall)}."
+
+
+def figure(claim: Claim, spec: AnalysisSpec) -> str:
+    """What was measured, in words, with its interval."""
+    if claim.dimension == "quality":
+        return f"{percent(claim.estimate)} of {spec.reference_method}{_interval(claim)}"
+    if claim.dimension == "drift":
+        return f"a reduction of {percent(claim.estimate)}{_interval(claim)}"
+    return f"{_change(claim)} time per token than {spec.overhead_baseline_arm}{_interval(claim)}"
+
+
+def _change(overhead: Claim) -> str:
+    change = overhead.estimate or 0.0
+    return f"{percent(abs(change))} {'more' if change >= 0 else 'less'}"
 
 
 def _interval(claim: Claim) -> str:
@@ -105,17 +128,18 @@ def _plan_note(claim: Claim) -> str:
     return f" ({standing(claim)})" if standing(claim) else ""
 
 
-def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int) -> str:
+def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int, served: str) -> str:
     arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
     if overhead.estimate is None:
         first = f"Serving: the cost of {arm} against {baseline} has not been measured"
     else:
-        change = f"{percent(abs(overhead.estimate))} {'more' if overhead.estimate >= 0 else 'less'}"
         launches = f"{overhead.n_launches} launch{'es' if overhead.n_launches != 1 else ''} an arm"
         decided = {"supported": f"within the limit of {limit}", "contradicted": f"above the limit of {limit}"}
         why = ", because arms of identical shape do not tie" if overhead.has("twins_differ") else ""
         state = decided.get(overhead.verdict, f"not decided against the limit of {limit}{why}")
-        first = f"Serving: {arm} cost {change} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)}), {state}"
+        how = f"measured {served}, " if served else ""
+        found = f"{arm} cost {_change(overhead)} time per token than {baseline} ({launches}{_interval(overhead)}{_p(overhead)})"
+        first = f"Serving: {how}{found}, {state}"
     part = [f"on {done} of {planned} planned steps"] if done < planned else []
     part += [_p(hypothesis).removeprefix("; ")] if hypothesis.verdict != "inconclusive" else []
     state = f"{hypothesis.verdict}{' (' + ', '.join(part) + ')' if part else ''}"

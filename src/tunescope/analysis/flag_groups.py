@@ -12,7 +12,11 @@ from typing import Literal
 from .step_flags import Flag
 
 Severity = Literal["broken", "doubtful", "note"]
-"""broken: do not use the result before it is explained; doubtful: it may not mean what it seems to; note: good to know."""
+SEVERITIES: dict[Severity, str] = {
+    "broken": "do not use the result before it is explained",
+    "doubtful": "the result may not mean what it seems to",
+    "note": "good to know, and no fault",
+}
 
 GROUPS: tuple[tuple[Severity, str, str], ...] = (
     ("broken", "base-changed", r"base weights changed"),
@@ -23,6 +27,7 @@ GROUPS: tuple[tuple[Severity, str, str], ...] = (
     ("broken", "impossible-latency", r"impossible latency"),
     ("broken", "engines-do-not-tie", r"do not tie"),
     ("broken", "records-missing", r"missing records|launches are missing|requests a second: \d+ of \d+ completed"),
+    ("broken", "file-unreadable", r"^[\w.-]+\.\w+ (cannot be read: |is missing$)"),
     ("broken", "nothing-learned", r"nothing was learned"),
     ("broken", "loss-not-falling", r"training loss did not fall"),
     ("doubtful", "other", r"(?!)"),
@@ -30,6 +35,9 @@ GROUPS: tuple[tuple[Severity, str, str], ...] = (
     ("doubtful", "rate-on-edge", r"on the edge of its grid"),
     ("doubtful", "precision-mixed", r"trained in different precisions|do not compare"),
     ("doubtful", "nothing-paired", r"nothing is paired"),
+    ("doubtful", "runs-unlike", r"final runs differ in"),
+    ("doubtful", "interval-odd", r"the interval (has no width|is .* wide)|every per-task p is"),
+    ("doubtful", "overhead-falls", r"overhead falls from"),
     ("doubtful", "drift-pattern", r"drift falls over training|early layers drift more|drifts more than"),
     ("doubtful", "no-noise-floor", r"no base-probe step"),
     ("doubtful", "duplicates", r"inputs also occur in"),
@@ -42,6 +50,9 @@ GROUPS: tuple[tuple[Severity, str, str], ...] = (
     ("note", "resumed", r"^resumed at step|went on after training had ended"),
 )
 """(severity, code, pattern), most severe first; the first that fits counts. A sentence that fits none is `other`."""
+
+SEVERAL_RUNS = frozenset({"rate-on-edge", "runs-unlike", "interval-odd", "overhead-falls", "other"})
+"""Codes of flags that are about several steps and stand at one of them: how many steps have such a flag tells nothing."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tunescope.study.schema import Study
 
 from . import tables, tables_methods, tables_runs, tables_sensitivity
 from .advice import advice_table
-from .answer import answer, disagreements
+from .answer import answer, disagreements, served_how
 from .confirmatory import labelled, registered_part
 from .drift import drift_claims
 from .drift_patterns import drift_tables
@@ -55,11 +55,11 @@ def analyse(frames: Frames, study: Study, missing: Sequence[Missing] | MissingBy
     claims = labelled([whole, *parts], frames, study, check)
     drifts = [d for d in (paired_drift(frames, t, spec.candidate_method, spec.reference_method) for t in study.tasks) if d is not None]
     material = Material(frames, study, qualities, drifts, claims, tables_runs.diverged_runs(frames), overhead_summary(frames, study))
-    rows = task_rows(frames, study)
+    rows, how = task_rows(frames, study), served_how(frames)
     added = added_seeds_table(everything, whole_study, check.added_seeds)
     return Findings(
         study=study.name, title=study.title or study.name, generated=now, complete=not absent, steps_done=done, steps_planned=planned,
-        missing=absent, answer=answer(claims, spec, done, planned), registered_plan=_plan(check), claims=claims, table=rows,
+        missing=absent, answer=answer(claims, spec, done, planned, how), registered_plan=_plan(check), claims=claims, table=rows,
         baselines=baseline_rows(frames, study), costs=cost_rows(frames, study), serving=serving_rows(frames, study),
         statistics=_statistics(material, rows, absent, added), disagreements=[plain(d) for d in disagreements(frames, study)],
         red_flags=red_flags(frames, study, claims),

@@ -187,8 +187,8 @@ def multiplicity_table(m: Material) -> Table:
         claims = [c for c in m.claims if c.dimension == dimension and c.task]
         raw, opposite = [c.p for c in claims], [c.p_opposite for c in claims]
         columns = zip(claims, raw, holm(raw), bonferroni(raw), opposite, holm(opposite), strict=True)
-        rows += [(c.id, *values, c.verdict) for c, *values in columns]
-    names = ("claim", "p", "Holm", "Bonferroni", "p opposite", "Holm opposite", "verdict")
+        rows += [(c.id, *values, not c.reasons, c.verdict) for c, *values in columns]
+    names = ("claim", "p", "Holm", "Bonferroni", "p opposite", "Holm opposite", "may be decided", "verdict")
     note = (
         "Families are the tasks within a dimension. Verdicts use Holm with every claim that may not be decided counted as 1; here all p "
         "values enter as they are."

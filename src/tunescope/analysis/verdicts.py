@@ -43,6 +43,15 @@ def meaningless(claim: Claim) -> bool:
     return claim.has("gate_failed", "nothing_learned")
 
 
+def comparable(claim: Claim, claims: Sequence[Claim]) -> bool:
+    """Whether a claim's numbers compare anything: those of a task that was not learned do not, whoever shows them."""
+    if claim.dimension == "hypothesis":
+        return True
+    tasks = [c for c in claims if c.dimension == claim.dimension and c.task is not None]
+    shown = claim.task or claim.weakest_task or (tasks[0].task if tasks else None)
+    return not any(meaningless(c) for c in tasks if c.task == shown)
+
+
 def weakest(claims: list[Claim]) -> Claim | None:
     """The measured claim with the largest p: the one an intersection-union verdict rests on; of a task that was learned, if any was."""
     measured = [c for c in claims if c.estimate is not None and c.p is not None]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tunescope.analysis.findings import Claim, TaskRow
+from tunescope.analysis.verdicts import comparable
 
 from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, log_axis, panels, percent_axis
 from .wording import decimals, metric_name, percent, percent_interval, plus_minus, task_name
@@ -18,9 +19,11 @@ _VERDICT_MARK = {"supported": "o", "contradicted": "X", "inconclusive": "D"}
 
 def claims(material: Material) -> Chart:
     """Every estimate with its interval against its margin, one panel per claim."""
-    rows = [c for c in material.findings.claims if c.estimate is not None and c.dimension in _DIMENSIONS]
+    every = material.findings.claims
+    measured = [c for c in every if c.estimate is not None and c.dimension in _DIMENSIONS]
+    rows = [c for c in measured if comparable(c, every)]
     if not rows:
-        raise NoData("no claim has an estimate yet")
+        raise NoData("no claim has an estimate yet" if not measured else "full fine-tuning beats its baselines on no task")
     present = [d for d in _DIMENSIONS if any(c.dimension == d for c in rows)]
     figure, axes = panels([_DIMENSIONS[d] for d in present], height=2.5)
     for ax, dimension in zip(axes, present, strict=True):
@@ -31,6 +34,8 @@ def claims(material: Material) -> Chart:
         "than the distances shown runs out of its panel (the table has its limits). "
         "Circle: supported; diamond: inconclusive; cross: contradicted."
     )
+    if len(rows) < len(measured):
+        caption += f" Not drawn, as nothing can be compared there: {', '.join(c.id for c in measured if c not in rows)}."
     return Chart("claims", "Claims against their margins", caption, f"Claims: {alt}.", _steps(rows), figure)
 
 

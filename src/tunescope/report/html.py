@@ -11,13 +11,15 @@ from markupsafe import Markup, escape
 from tunescope import __version__
 from tunescope.analysis.findings import Claim, Findings
 from tunescope.analysis.frames import Frames
-from tunescope.analysis.verdicts import said
+from tunescope.analysis.tasks_apart import tasks_apart
+from tunescope.analysis.verdicts import comparable, said
 from tunescope.study.schema import Execution, Study
 
 from . import provenance, reproduce
 from . import wording as w
 from .drawing import inline_svg
 from .figures import Drawn
+from .first_page import advice, asked
 from .references import MEANING, References
 from .tabular import Table
 
@@ -71,7 +73,8 @@ def render(
     return environment.get_template("report.html.j2").render(
         f=findings, study=study, version=__version__, tables=tables, charts=drawn.charts, undrawn=drawn.missing,
         svgs={name: Markup(inline_svg(chart)) for name, chart in drawn.charts.items()},
-        cards=cards(findings.claims), answer=answer(findings), references=references, meaning=MEANING, refs=references.spans,
+        cards=cards(findings.claims), answer=answer(findings), apart=tasks_apart(findings.claims, study.analysis), asked=asked(findings),
+        advice=advice(findings), references=references, meaning=MEANING, refs=references.spans,
         serving=serving_facts(frames), machines=provenance.machines(root, finished), model=provenance.model_line(study, frames),
         sources=provenance.data_sources(frames, study, execution), argument=provenance.study_argument(study, execution),
         example=_example(finished), task_name=w.task_name, recompute=reproduce.recompute_command, rerun=reproduce.rerun_command,
@@ -100,7 +103,11 @@ def cards(claims: Sequence[Claim]) -> list[Card]:
     for dimension in DIMENSIONS:
         claim = next((c for c in claims if c.dimension == dimension and c.task is None), None)
         if claim is not None:
-            found.append(Card(CARD_TITLES[dimension], VERDICT_MARKS[claim.verdict], claim, strip(claim), _facts(claim), said(claim)))
+            shown = comparable(claim, claims)
+            facts = _facts(claim) if shown else (("Estimate", f"none: {w.not_comparable(claim)}"),)
+            told = claim if shown else claim.model_copy(update={"weakest_task": None})
+            mark = VERDICT_MARKS[claim.verdict]
+            found.append(Card(CARD_TITLES[dimension], mark, claim, strip(claim) if shown else None, facts, said(told)))
     return found
 
 

@@ -38,7 +38,7 @@ def publish(findings: Findings, frames: Frames, root: Path, study: Study, execut
     with tempfile.TemporaryDirectory(prefix=".results-", dir=root) as name:
         fresh = Path(name)
         drawn = draw_all(Material(findings, frames, study), fresh / "figures")
-        tables = all_tables(findings, study.analysis.candidate_method)
+        tables = all_tables(findings, study.analysis.candidate_method, list(frames.steps.step_id))
         _write(findings, frames, drawn, fresh)
         write_tables(tables, fresh / "tables")
         page = render(findings, frames, tables, drawn, root, study, execution)

@@ -1,7 +1,7 @@
 """The commands that make a table again: computed from the finished steps, or with the steps behind it run first."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tunescope.analysis.findings import Findings
 from tunescope.errors import StudyError
@@ -11,9 +11,9 @@ from .tables_gaps import flags_table, missing_table
 from .tabular import Table
 
 
-def all_tables(findings: Findings, candidate: str) -> dict[str, Table]:
-    """Every table that has rows, by name: those of the report, what is missing, red flags."""
-    extra = {t.name: t for t in (missing_table(findings), flags_table(findings)) if t.rows}
+def all_tables(findings: Findings, candidate: str, finished: Collection[str] = ()) -> dict[str, Table]:
+    """Every table that has rows, by name: those of the report, what is missing, red flags (counted against the finished steps)."""
+    extra = {t.name: t for t in (missing_table(findings), flags_table(findings, finished)) if t.rows}
     return build_tables(findings, candidate) | extra
 
 

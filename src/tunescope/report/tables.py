@@ -1,11 +1,11 @@
 """The findings as tables: claims, master table, baselines, costs, serving, and what the analysis adds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tunescope.analysis.findings import BaselineRow, Claim, CostRow, Findings, ServingRow, TaskRow
-from tunescope.analysis.verdicts import said
+from tunescope.analysis.verdicts import comparable, said
 from tunescope.study.arms import arm_name
 
 from . import wording as w
@@ -25,21 +25,26 @@ def build_tables(findings: Findings, candidate: str = "lora") -> dict[str, Table
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """Every claim with estimate, interval, margin, p and verdict."""
+    """Every claim with estimate, interval, margin, p and verdict; no numbers where a failed gate leaves nothing to compare."""
+    empty = {c.id for c in claims if not comparable(c, claims)}
+
+    def unless_empty(form: Callable[[Claim], str]) -> Callable[[Claim], str]:
+        return lambda c: w.NONE if c.id in empty else form(c)
+
     formats: list[Format] = [
         ("Claim", lambda c: c.dimension if c.dimension in ("hypothesis", "overhead") else f"{c.dimension}, {w.task_name(c.task)}"),
         ("Verdict", lambda c: c.verdict),
-        ("Estimate", lambda c: w.percent(c.estimate)),
-        ("Interval", lambda c: w.percent_interval(c.interval)),
+        ("Estimate", lambda c: w.not_comparable(c) if c.id in empty else w.percent(c.estimate)),
+        ("Interval", unless_empty(lambda c: w.percent_interval(c.interval))),
         (
             "Margin",
             lambda c: w.NONE if c.margin is None else f"{'≤' if c.dimension == 'overhead' else '≥'}{w.SPACE}{w.percent(c.margin, 0)}",
         ),
-        ("p", lambda c: w.p_value(c.p)),
-        ("p (Holm)", lambda c: w.p_value(c.p_adjusted)),
-        ("p opposite", lambda c: w.p_value(c.p_opposite)),
-        ("Attainable p", lambda c: w.p_value(c.attainable_p)),
-        ("df", lambda c: w.number(c.df)),
+        ("p", unless_empty(lambda c: w.p_value(c.p))),
+        ("p (Holm)", unless_empty(lambda c: w.p_value(c.p_adjusted))),
+        ("p opposite", unless_empty(lambda c: w.p_value(c.p_opposite))),
+        ("Attainable p", unless_empty(lambda c: w.p_value(c.attainable_p))),
+        ("df", unless_empty(lambda c: w.number(c.df))),
         ("Seeds", lambda c: w.count(c.n_seeds)),
         ("Examples", lambda c: w.count(c.n_examples)),
         ("Launches", lambda c: w.count(c.n_launches)),
@@ -47,6 +52,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     levels = sorted({f"{c.interval_level:.0%}".replace("%", f"{w.SPACE}%") for c in claims if c.interval})
     note = f"Intervals: {' or '.join(levels)}. " if levels else ""
     note += "p: one-sided against the margin; p (Holm): adjusted over tasks; p opposite: the one-sided test in the other direction."
+    if empty:
+        note += " Gate failed, nothing learned: there is nothing to compare, and the numbers stand in the CSV alone."
     found = table_of("claims", "Claims and verdicts", claims, formats, ("Claim", "Verdict"), note, mark=lambda c: c.verdict)
     kinds = {
         "reasons": ["; ".join(dict.fromkeys(r.kind for r in c.reasons)) for c in claims],

@@ -19,6 +19,8 @@ class Row:
     steps: tuple[str, ...]
     mark: str = ""
     """`published` for context that was not measured here; a verdict for claims."""
+    more: tuple[tuple[str, str], ...] = ()
+    """(step, text) of everything that the row sums up, folded in on the page."""
 
 
 @dataclass(frozen=True)

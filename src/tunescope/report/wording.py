@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from tunescope.analysis.findings import Claim
 from tunescope.analysis.verdicts import NAMES
 
 NONE = "–"
@@ -176,6 +177,11 @@ def moment(stamp: str) -> str:
 def plural(n: int, one: str, many: str | None = None) -> str:
     """`1 step`, `2 steps`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def not_comparable(claim: Claim) -> str:
+    """Why a claim shows no estimate."""
+    return "gate failed" if claim.has("gate_failed") else "nothing learned"
 
 
 def shorten(text: str, limit: int = 220) -> str:

@@ -1,10 +1,12 @@
 """Red flags by code: the sentences that the program really writes fall into their groups, most severe first."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tunescope.analysis.flag_groups import GROUPS, code_of, grouped
+from tunescope.analysis.flag_groups import GROUPS, SEVERITIES, code_of, grouped
 from tunescope.drift.drift_analysis import _notes as drift_notes
 from tunescope.serve.correctness import problems
 from tunescope.train.red_flags import adapter_flags, training_flags
@@ -34,6 +36,24 @@ def test_sentences_of_drift_and_serving_have_their_codes():
     assert {code_of(text) for text in wrong} == {"served-otherwise"}
 
 
+@pytest.mark.parametrize(
+    ("text", "severity", "code"),
+    [
+        ("quality/mrpc: the interval has no width", "doubtful", "interval-odd"),
+        ("overhead: the interval is 2.67 wide and says next to nothing", "doubtful", "interval-odd"),
+        ("every per-task p is 0 or 1", "doubtful", "interval-odd"),
+        ("overhead falls from adapters_2 (1.60) to adapters_4 (1.20)", "doubtful", "overhead-falls"),
+        ("rte: final runs differ in precision (bf16, fp32): their differences are not the method's alone", "doubtful", "runs-unlike"),
+        ("drift.parquet is missing", "broken", "file-unreadable"),
+        ("predictions.parquet cannot be read: bad magic", "broken", "file-unreadable"),
+        ("2 of 20 launches are missing, arms ['full']", "broken", "records-missing"),
+    ],
+)
+def test_sentences_of_the_report_have_their_codes(text, severity, code):
+    (group,) = grouped([("step", text)])
+    assert (group.severity, group.code) == (severity, code) and len({code for _, code, _ in GROUPS}) == len(GROUPS)
+
+
 @pytest.mark.parametrize("text", ["RuntimeError: CUDA error", ""])
 def test_a_sentence_that_nobody_foresaw_is_shown_before_the_other_doubtful_ones(text):
     doubtful = [code for severity, code, _ in GROUPS if severity == "doubtful"]
@@ -47,3 +67,8 @@ def test_groups_come_most_severe_first_and_lose_no_flag():
     assert groups[2].flags == (flags[0], flags[3])
     order = [severity for severity, _, _ in GROUPS]
     assert order == sorted(order, key=("broken", "doubtful", "note").index)
+
+
+def test_the_page_on_reports_has_the_severities_as_they_are():
+    page = (Path(__file__).parents[3] / "docs/report.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| (broken|doubtful|note) \| (.+) \|$", page, flags=re.M)) == SEVERITIES

@@ -15,6 +15,7 @@ from tunescope.analysis.findings import Claim, Findings, Reason, ReasonKind, Res
 from tunescope.analysis.frames import Frames, collect
 from tunescope.analysis.statistical_analysis import analyse
 from tunescope.analysis.verdicts import entering, said
+from tunescope.report.tables import claims_table
 from tunescope.study.schema import AnalysisSpec, ServingSpec, Study, TaskSpec
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -187,6 +188,37 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
     few = {name for name, f in cases.items() if any("inconclusive by rule" in line.text for line in f.limitations)}
     assert few == {"few launches", "one launch, registered so", "other cells"}
+
+
+def test_a_failed_gate_leaves_no_numbers_to_compare(cases: dict[str, Findings]) -> None:
+    found = cases["nobody learned"]
+    rows = {row.cells[0]: dict(zip(claims_table(found.claims).columns, row.cells, strict=True)) for row in claims_table(found.claims).rows}
+    for name, why in (("quality, RTE", "gate failed"), ("drift, RTE", "nothing learned")):
+        assert rows[name]["Estimate"] == why and {rows[name][c] for c in ("Interval", "p", "p (Holm)", "p opposite", "df")} == {"–"}
+    assert "–" not in {rows["quality, SST-2"][c] for c in ("Estimate", "Interval", "p", "p opposite", "df")}
+    data = claims_table(found.claims).data.set_index("id")
+    assert data.loc["quality/rte", "p"] == claim(found, "quality/rte").p, "the CSV keeps the numbers, with the kind of reason beside them"
+    assert "in the CSV alone" in claims_table(found.claims).note and "CSV" not in claims_table(cases["sound"].claims).note
+    decided = {row[0]: row[6] for row in found.statistics["multiplicity"]["rows"]}
+    assert [decided[f"quality/{t}"] for t in TASKS] == [True, False]
+    ratios = {row[0]: (row[10], row[13]) for row in found.statistics["ablation"]["rows"] if row[1] == "lora"}
+    assert ratios["rte"] == (None, None) and None not in ratios["sst2"]
+
+
+def test_the_serving_sentence_says_first_how_it_was_measured(frames: Frames, cases: dict[str, Findings]) -> None:
+    assert cases["sound"].answer[2].startswith("Serving: measured on a CPU in eager mode, which says nothing about GPUs, 2 adapters cost")
+    said_of = {}
+    for name, outputs in {"eager GPU": {"eager": True}, "GPU": {"eager": False}}.items():
+        rows = [
+            o if kind != "serve" else {**o, "cpu_figures": False, **outputs}
+            for o, kind in zip(frames.steps.outputs, frames.steps.kind, strict=True)
+        ]
+        found = analyse(replace(frames, steps=frames.steps.assign(outputs=rows)), STUDY, None, now=NOW)
+        held = next(row[2] for row in found.statistics["advice"]["rows"] if row[3] == "overhead")
+        said_of[name] = (found.answer[2], held)
+    assert said_of["eager GPU"][0].startswith("Serving: measured on a GPU in eager mode, without the compiled graphs of production, 2 adap")
+    assert said_of["GPU"][0].startswith("Serving: 2 adapters cost") and "on this GPU" in said_of["GPU"][1]
+    assert "measured" in cases["not served"].answer[2] and "eager" not in cases["not served"].answer[2]
 
 
 def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> None:

@@ -66,6 +66,9 @@ def test_the_answer_comes_first_and_is_seen_without_scrolling(tab: Tab, page: Pa
     for size, (_, height) in SIZES.items():
         tab.open(page, size)
         assert tab.evaluate("document.querySelector('.answer p').getBoundingClientRect().bottom") < height
+    tab.open(page, "desktop")
+    for part in (".answer", ".advice"):
+        assert tab.evaluate(f"document.querySelector('{part}').getBoundingClientRect().bottom") < SIZES["desktop"][1], part
 
 
 def test_what_has_numbers_links_to_steps(tab: Tab, page: Path) -> None:

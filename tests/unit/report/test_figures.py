@@ -7,9 +7,10 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+from tunescope.analysis.findings import Reason
 from tunescope.report.drawing import Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
-from tunescope.report.figures_quality import performance
+from tunescope.report.figures_quality import claims, performance
 from tunescope.report.wording import decimals, percent
 
 from .conftest import Published
@@ -34,6 +35,15 @@ def test_alt_text_has_the_numbers_and_figures_name_finished_steps(drawn: Drawn, 
     assert decimals(100 * (row.quality_mean or 0), 1) in drawn.charts["performance"].alt
     claim = next(c for c in published.findings.claims if c.id == "overhead")
     assert percent(claim.estimate) in drawn.charts["claims"].alt
+
+
+def test_claims_on_what_was_not_learned_are_named_and_not_drawn(published: Published) -> None:
+    failed = [Reason(kind="gate_failed", text="", task="squad_v2")]
+    changed = [c.model_copy(update={"reasons": failed}) if c.id == "quality/squad_v2" else c for c in published.findings.claims]
+    both = [published.with_findings(claims=c).findings for c in (changed, published.findings.claims)]
+    found = [claims(Material(findings, published.frames, published.study)) for findings in both]
+    assert ["quality/squad_v2" in chart.alt for chart in found] == [False, True]
+    assert "as nothing can be compared there: quality/squad_v2." in found[0].caption and "Not drawn" not in found[1].caption
 
 
 def test_same_input_same_bytes(published: Published, tmp_path: Path) -> None:
