@@ -80,7 +80,7 @@ def export(
     only: OnlyOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write trained adapters and models as Hugging Face folders, or the search as W&B sweeps."""
+    """Write trained adapters and models as folders for transformers, PEFT and vLLM, or the search as W&B sweeps."""
     from tunescope.run.export import export_models, export_sweeps
     from tunescope.run.session import Session
 

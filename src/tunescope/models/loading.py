@@ -19,6 +19,8 @@ EMBEDDED = "sprout-2m"
 """The model that ships with the package."""
 _EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_CARD = "README.md"
+"""Downloaded for its licence; changes no number, so it is none of `model_files`."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -46,6 +48,13 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     return _with_weights(_snapshot(spec, runs_dir))
 
 
+def hub_identity(spec: ModelSpec, folder: Path) -> tuple[str, str | None] | None:
+    """Hub id and commit of a base model that `resolve_model` found in `folder`; None for the embedded one and for local folders."""
+    if spec.name == EMBEDDED or Path(spec.name).expanduser().is_dir():
+        return None
+    return spec.name, folder.name if _COMMIT.fullmatch(folder.name) else spec.revision
+
+
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that change what it computes: configuration, tokenizer, weights."""
     return sorted({path for pattern in _HUB_FILES for path in folder.glob(pattern)})
@@ -65,7 +74,7 @@ def _snapshot(spec: ModelSpec, runs_dir: Path | None) -> Path:
 
     commit = _locked_commit(spec, runs_dir)
     try:
-        path = Path(snapshot_download(spec.name, revision=commit, allow_patterns=list(_HUB_FILES)))
+        path = Path(snapshot_download(spec.name, revision=commit, allow_patterns=[*_HUB_FILES, _CARD]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise PrerequisiteError(
             f"model.name '{spec.name}' (revision {commit or 'default'}): cannot be downloaded and is not in the local cache "

@@ -114,6 +114,7 @@ def _save(run: Run, model: Any, reference: Reference | None) -> list[str]:
         save_as_update(model, reference.start_adapter, folder)
     else:
         save_weights(model, folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template: nothing filled in but this machine's path to the base
     return [f"{folder.name}/{p.name}" for p in sorted(folder.glob("*.safetensors"))]
 
 
