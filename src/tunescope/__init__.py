@@ -29,6 +29,8 @@ def load_results(path: "str | PathLike[str]") -> "Frames":
 
     found = [p for p in (Path(path), Path(path) / "results") if (p / "metrics.parquet").is_file() and (p / "documents.json").is_file()]
     if not found:
-        raise PrerequisiteError(f"no published results in {path} or {Path(path) / 'results'}: run `tunescope report STUDY` first")
+        runs = Path("runs") / path  # of a study's name, as the command line takes it
+        hint = f" (did you mean '{runs}'?)" if runs.is_dir() and runs != Path(path) else ""
+        raise PrerequisiteError(f"no published results in {path} or {Path(path) / 'results'}{hint}: run `tunescope report STUDY` first")
     report = found[0].resolve().parent / "analysis" / "final_analysis_report.json"
     return replace(read(found[0]), headline=headline(json.loads(report.read_text(encoding="utf-8"))) if report.is_file() else ())

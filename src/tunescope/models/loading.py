@@ -1,6 +1,5 @@
 """Find a base model (embedded, local folder or hub commit) and load it, its tokenizer, or a fine-tuned run of it."""
 
-import difflib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tunescope.errors import PrerequisiteError
+from tunescope.errors import PrerequisiteError, did_you_mean
 from tunescope.study.schema import ModelSpec
 
 EMBEDDED = "sprout-2m"
@@ -39,9 +38,9 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     if folder.is_dir():
         return _with_weights(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.name) or spec.name.startswith("."):
-        near = " (did you mean 'sprout-2m'?)" if difflib.get_close_matches(spec.name, [EMBEDDED], cutoff=0.5) else ""
         raise PrerequisiteError(
-            f"model.name '{spec.name}': no such folder{near}; give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
+            f"model.name '{spec.name}': no such folder{did_you_mean(spec.name, [EMBEDDED])}; "
+            f"give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
         )
     return _with_weights(_snapshot(spec, runs_dir))
 

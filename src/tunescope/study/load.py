@@ -1,6 +1,5 @@
 """Read a study file: YAML through OmegaConf, overrides, validation with every problem named at once."""
 
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
 
 from .schema import StudyFile
 
@@ -36,7 +35,7 @@ def find_study(name_or_path: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
         raise StudyError(f"no study file '{name_or_path}': give a path to a YAML file or one of the built-in studies {', '.join(builtin)}")
-    raise StudyError(f"no study named '{name_or_path}'{_nearest(name_or_path, builtin)}: built in are {', '.join(builtin)}")
+    raise StudyError(f"no study named '{name_or_path}'{did_you_mean(name_or_path, builtin)}: built in are {', '.join(builtin)}")
 
 
 def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyFile:
@@ -82,10 +81,10 @@ def _problems(error: ValidationError) -> Iterator[str]:
         place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         if problem["type"] == "extra_forbidden":
             known = _known_names(problem["loc"][:-1])
-            yield f"{place}: unknown key{_nearest(str(problem['loc'][-1]), known)}; valid here: {', '.join(known)}"
+            yield f"{place}: unknown key{did_you_mean(str(problem['loc'][-1]), known)}; valid here: {', '.join(known)}"
         elif problem["type"] == "literal_error":
             given, expected = problem["input"], problem["ctx"]["expected"]
-            yield f"{place}: '{given}' is not valid{_nearest(str(given), _quoted(expected))}; expected {expected}"
+            yield f"{place}: '{given}' is not valid{did_you_mean(str(given), _quoted(expected))}; expected {expected}"
         elif problem["type"] == "missing":
             yield f"{place}: missing; it has no default"
         else:
@@ -94,11 +93,6 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 def _quoted(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _known_names(location: tuple[Any, ...]) -> list[str]:
