@@ -145,6 +145,17 @@ def test_plan_lists_the_ids_that_other_verbs_take(cli):
     assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists them" in err
 
 
+def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
+    lacking = ("serving.arms=[base,merged]", "serving.batch_sizes=[1,4]", "serving.prompt_lengths=[64]", "serving.sampling=[sampled]")
+    changes = [part for item in (*lacking, "serving.launches=10") for part in ("--set", item)]
+    (line,) = [line for line in cli("plan", "quickstart", *changes)[1].splitlines() if line.startswith("warning")]
+    assert "lacks the registered arm adapters_2, batch size 2, prompt length 128, greedy sampling; add" in line
+    assert "serving.launches is 2, and analysis.min_launches asks for 10" in cli("plan", "quickstart")[1]
+    assert "will not be decided: the study has no serving part" in cli("plan", "quickstart", *SMALL)[1]
+    assert "warning" not in cli("plan", "lora_vs_full")[1]
+    assert len(json.loads(cli("plan", "quickstart", *changes, "--json")[1])["overhead_undecided"]) == 1
+
+
 def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):
     code, out, err = cli("run", "quickstart", "--display", "plain", *SMALL)
     assert code == 0, err

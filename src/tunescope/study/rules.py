@@ -33,6 +33,16 @@ def _methods_compared(study: "Study") -> Iterator[str]:
             yield f"analysis.{role}: no method named '{getattr(study.analysis, role)}' in methods {list(study.methods)}"
 
 
+def _overhead_of_two_arms(study: "Study") -> Iterator[str]:
+    """A claim of which no grid could give a figure."""
+    arm, baseline = study.analysis.overhead_arm, study.analysis.overhead_baseline_arm
+    if arm == baseline:
+        yield f"analysis.overhead_arm: '{arm}' is overhead_baseline_arm too, so nothing is compared"
+    for place, name in (("overhead_arm", arm), ("overhead_baseline_arm", baseline)):
+        if parse_arm(name).switches:
+            yield f"analysis.{place}: '{name}' is timed request by request and has no cells to compare"
+
+
 def _equal_search_budgets(study: "Study") -> Iterator[str]:
     for task, spec in study.tasks.items():
         yield from (f"tasks.{task}.learning_rates: no method named '{m}' in methods" for m in spec.learning_rates if m not in study.methods)
@@ -78,6 +88,7 @@ RULES: tuple[tuple[set[str], Callable[["Study"], Iterator[str]]], ...] = (
     ({"tasks", "methods", "seeds"}, _something_to_do),
     ({"seeds", "training", "serving"}, _seeds_chosen),
     ({"methods", "analysis"}, _methods_compared),
+    ({"analysis"}, _overhead_of_two_arms),
     ({"tasks", "methods"}, _equal_search_budgets),
     ({"tasks", "training"}, _batch_in_one_pass),
     ({"tasks", "serving"}, _tasks_served),

@@ -129,6 +129,13 @@ def test_what_is_named_twice_in_a_list_is_one_error(tiny, override, told):
     assert line.endswith(told)
 
 
+def test_an_overhead_claim_that_no_grid_could_measure_is_refused(tiny):
+    (same,) = problems(tiny, "analysis.overhead_arm=merged")
+    assert "study.analysis.overhead_arm: 'merged' is overhead_baseline_arm too" in same
+    (alone,) = problems(tiny, "analysis.overhead_baseline_arm=switching")
+    assert "study.analysis.overhead_baseline_arm: 'switching' is timed request by request" in alone
+
+
 def test_unequal_search_budgets_are_refused(tiny):
     (line,) = problems(tiny, "methods.full.learning_rates=[1e-3,1e-4]")
     assert "equal search budget" in line
