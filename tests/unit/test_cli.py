@@ -145,6 +145,14 @@ def test_plan_lists_the_ids_that_other_verbs_take(cli):
     assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists them" in err
 
 
+def test_a_wrong_target_is_refused_before_any_work(cli, tmp_path):
+    for verb in ("plan", "run"):
+        code, out, err = cli(verb, "quickstart", "--set", "methods.lora.adapter.target_modules=[q_proj,v_porj]")
+        assert (code, out) == (2, "")
+        assert "study.methods.lora.adapter.target_modules 'v_porj' matches no module (did you mean 'v_proj'?)" in " ".join(err.split())
+    assert not (tmp_path / "runs" / "quickstart" / "steps").exists()
+
+
 def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
     lacking = ("serving.arms=[base,merged]", "serving.batch_sizes=[1,4]", "serving.prompt_lengths=[64]", "serving.sampling=[sampled]")
     changes = [part for item in (*lacking, "serving.launches=10") for part in ("--set", item)]

@@ -75,6 +75,7 @@ def plan(
     from tunescope.study.outline import cost, graph, step_lines
 
     session = Session.open(study, overrides or ())
+    session.require_targets()
     if steps or only:
         named = select(session.plan, Selection(only=only or ())).named
         chosen = [step for step in session.plan.steps if step.id in named]

@@ -14,9 +14,8 @@ from transformers.utils import logging as transformers_logging
 from tunescope.errors import PrerequisiteError, did_you_mean
 from tunescope.study.schema import ModelSpec
 
-EMBEDDED = "sprout-2m"
-"""The model that ships with the package."""
-_EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
+from .checkpoint import EMBEDDED, local_folder
+
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -32,10 +31,7 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     Raises:
         PrerequisiteError: nothing by that name, not reachable, or no safetensors weights in it.
     """
-    if spec.name == EMBEDDED:
-        return _EMBEDDED_FOLDER
-    folder = Path(spec.name).expanduser()
-    if folder.is_dir():
+    if folder := local_folder(spec):
         return _with_weights(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.name) or spec.name.startswith("."):
         raise PrerequisiteError(

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from tunescope.errors import PrerequisiteError, StepError, StudyError, did_you_mean
 from tunescope.study.schema import AdapterSpec
 
+from .checkpoint import target_problems
 from .loading import load_model, load_tokenizer
 
 _DEFAULTS = AdapterSpec()
@@ -78,20 +79,10 @@ def adapter_config(spec: AdapterSpec) -> Any:
 
 
 def _check_targets(model: nn.Module, spec: AdapterSpec) -> None:
-    if spec.target_modules == "all-linear":
-        return
     leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
-    for target in spec.target_modules:
-        matched = {n: m for n, m in leaves.items() if n == target or n.endswith(f".{target}")}
-        if not matched:
-            names = sorted({n.rsplit(".", 1)[-1] for n, m in leaves.items() if isinstance(m, nn.Linear)})
-            raise StudyError(
-                f"adapter.target_modules '{target}' matches no module{did_you_mean(target, names)}; linear modules: {', '.join(names)}"
-            )
-        for name, module in matched.items():
-            width = min(module.weight.shape) if isinstance(module, nn.Linear) else None
-            if spec.peft_type == "LORA" and width is not None and spec.r is not None and spec.r > width:
-                raise StudyError(f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update")
+    widths = {name: min(module.weight.shape) if isinstance(module, nn.Linear) else None for name, module in leaves.items()}
+    if problems := list(target_problems(spec, widths)):
+        raise StudyError(problems)
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

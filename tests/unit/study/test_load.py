@@ -4,6 +4,7 @@ import pytest
 
 from tunescope.errors import StudyError
 from tunescope.study.load import builtin_studies, load_study
+from tunescope.study.peft_types import peft_types
 
 MINIMAL = """
 study:
@@ -127,6 +128,22 @@ def test_one_value_in_place_of_a_list_is_told_so(tiny, override, told):
 def test_what_is_named_twice_in_a_list_is_one_error(tiny, override, told):
     (line,) = problems(tiny, override)
     assert line.endswith(told)
+
+
+def test_a_peft_type_that_the_installed_peft_has_not_is_refused_with_the_nearest(tiny):
+    (line,) = problems(tiny, "methods.lora.adapter.peft_type=LROA")
+    assert "study.methods.lora.adapter.peft_type: the installed PEFT has no 'LROA' (did you mean 'LORA'?); it has ADALORA, " in line
+
+
+def test_peft_types_are_those_of_the_installed_peft():
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    assert {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= set(peft_types())
+
+
+def test_without_peft_its_types_are_left_to_training(tiny, monkeypatch):
+    monkeypatch.setattr("tunescope.study.rules.peft_types", lambda: ())
+    assert load_study(str(tiny), ["methods.lora.adapter.peft_type=NEWER"]).study.methods["lora"].adapter.peft_type == "NEWER"
 
 
 def test_an_overhead_claim_that_no_grid_could_measure_is_refused(tiny):
