@@ -142,7 +142,27 @@ def test_plan_lists_the_ids_that_other_verbs_take(cli):
     rows = json.loads(cli("plan", "quickstart", "--only", "drift/*", "--json")[1])["steps"]
     assert [row["id"] for row in rows] == [i for i in ids if i.startswith("drift/")]
     code, out, err = cli("plan", "quickstart", "--only", "nothing")
-    assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists them" in err
+    assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists the steps" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["init"], "next: venv/bin/tunescope plan study.yaml"),
+        (["plan", "quickstart"], "`venv/bin/tunescope plan quickstart --steps`"),
+        (["plan", "quickstart", "--only", "nothing"], "`venv/bin/tunescope plan STUDY --steps` lists"),
+        (["status", "quickstart", "--kind", "train"], "`venv/bin/tunescope run quickstart --kind train` does what is left"),
+        (["show", "quickstart", "serve"], "run it venv/bin/tunescope run quickstart --only serve"),
+        (["report", "quickstart"], "`venv/bin/tunescope run quickstart`"),
+        (["fly"], "Try 'venv/bin/tunescope --help'"),
+    ],
+)
+def test_printed_commands_run_as_typed_where_no_path_leads_to_the_program(cli, tmp_path, monkeypatch, arguments, typed):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "tunescope").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    _, out, err = cli(*arguments)
+    assert typed in re.sub(r"\s+", " ", out + err)
 
 
 def test_a_wrong_target_is_refused_before_any_work(cli, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunescope.errors import PrerequisiteError, TunescopeError
+from tunescope.program import command, program
 
 from . import studies, running, results  # noqa: F401
 from .options import app
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _interrupt)
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="tunescope")
+        app(args=list(arguments) if arguments is not None else None, prog_name=program())
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except TunescopeError as error:
@@ -50,6 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Interrupted:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
-        print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
+        print(f"interrupted; `{command('run')}` goes on where this stopped", file=sys.stderr)
         return 130
     return 0

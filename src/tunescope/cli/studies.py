@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tunescope.errors import StudyError
+from tunescope.program import command
 
 from .options import JsonOption, MethodOption, OnlyOption, SetOption, StudyArgument, TaskOption, app, print_json
 
@@ -26,7 +27,7 @@ def init(
     own = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "study"
     text = find_study(name).read_text(encoding="utf-8")
     out.write_text(re.sub(r"^  name: [\w-]+", f"  name: {own}", text, count=1, flags=re.MULTILINE), encoding="utf-8")
-    talk.print(f"wrote {out}; next: tunescope plan {out}", markup=False)
+    talk.print(f"wrote {out}; next: {command('plan', str(out))}", markup=False)
 
 
 @app.command()
@@ -87,7 +88,7 @@ def plan(
     if as_json:
         print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **design(session.plan, session.store, pilot)})
         return
-    head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `tunescope plan {study} --steps` lists their ids"
+    head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `{command('plan', study, '--steps')}` lists their ids"
     print("\n".join([head, "", *graph(session.plan), "", *cost(session.plan)]))
     print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 

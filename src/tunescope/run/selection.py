@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tunescope.errors import StudyError, did_you_mean
+from tunescope.program import command
 from tunescope.study.plan import Plan, Step
 from tunescope.study.schema import KINDS
 
@@ -59,7 +60,7 @@ def select(plan: Plan, selection: Selection) -> Chosen:
         raise StudyError(problems)
     named = {s.id for s in plan.steps if _matches(s, selection)}
     if not named and selection.phase != "2b":
-        raise StudyError("no step matches all of the given filters together; `tunescope plan STUDY --steps` lists the steps")
+        raise StudyError(f"no step matches all of the given filters together; {_listed()}")
     needed = _closure(plan, named)
     run = {i for i in needed if i in named or _may_run(plan[i], selection)}
     return Chosen(frozenset(named), frozenset(run), frozenset(needed))
@@ -74,8 +75,12 @@ def step_named(plan: Plan, step_id: str) -> Step:
     wanted = step_id.rstrip("/").removeprefix("steps/")
     ids = [s.id for s in plan.steps]
     if wanted not in ids:
-        raise StudyError(f"no step '{wanted}' in this study{did_you_mean(wanted, ids)}; `tunescope plan STUDY --steps` lists them")
+        raise StudyError(f"no step '{wanted}' in this study{did_you_mean(wanted, ids)}; {_listed()}")
     return plan[wanted]
+
+
+def _listed() -> str:
+    return f"`{command('plan', 'STUDY', '--steps')}` lists the steps"
 
 
 def _matches(step: Step, selection: Selection) -> bool:
@@ -122,7 +127,7 @@ def _unknown(plan: Plan, selection: Selection) -> Iterable[str]:
     for glob in selection.only:
         if not fnmatch.filter(ids, glob):
             hint = did_you_mean(glob, [*ids, *_mended(glob, ids)])
-            yield f"--only {glob}: matches no step{hint}; `tunescope plan STUDY --steps` lists them"
+            yield f"--only {glob}: matches no step{hint}; {_listed()}"
 
 
 def _mended(glob: str, ids: Iterable[str]) -> set[str]:

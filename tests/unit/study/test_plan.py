@@ -87,6 +87,7 @@ def test_one_batch_size_for_both_arms():
 
 def test_outline_names_every_group(plan):
     text = "\n".join([*outline.graph(plan), *outline.cost(plan)])
+    assert "after the search of all methods" in text and "arms" not in "\n".join(outline.graph(plan))
     for name in ("train/rte/lora/search", "correlate", "drift/squad_v2", "Phase 2b", "vm3", "serve: 170 launches (17 arms x 10), and 9 of"):
         assert name in text
 
