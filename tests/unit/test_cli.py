@@ -20,6 +20,7 @@ from tunescope.cli import main
 from tunescope.run import provenance, reporting
 from tunescope.run.files import write_json
 from tunescope.run.store import Store
+from tunescope.study.load import load_study
 from tunescope.study.schema import KINDS
 
 REPO = Path(__file__).parents[2]
@@ -116,9 +117,31 @@ def test_missing_things_are_exit_3(cli):
 def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
     original = (REPO / "studies" / "pilot.yaml").read_text()
-    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", "\n  name: mine", 1) != original
+    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", '\n  name: "mine"', 1) != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--out", "My Study!.yaml"], "my-study"),
+        (["--out", "2024.yaml"], "2024"),
+        (["--out", "on.yaml"], "on"),
+        (["--out", "quickstart.yaml"], "my-quickstart"),
+        (["lora_vs_full", "--out", "deep/pilot.yaml"], "my-pilot"),
+        (["--out", "mine.yaml", "--name", "other_2"], "other_2"),
+        (["--name", "quickstart"], None),
+        (["--name", "A b"], None),
+    ],
+)
+def test_a_new_study_never_shares_the_runs_of_the_one_it_came_from(cli, tmp_path, arguments, name):
+    code, _, err = cli("init", *arguments)
+    written = list(tmp_path.rglob("*.yaml"))
+    if name is None:
+        assert code == 2 and "none of the built-in studies" in err and not written
+    else:
+        assert code == 0 and f"study '{name}'" in err and load_study(str(written[0])).study.name == name
 
 
 def test_json_verbs(cli):

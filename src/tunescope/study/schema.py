@@ -27,6 +27,7 @@ TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
 Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "correlate"]
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
 
 
@@ -238,7 +239,7 @@ class AnalysisSpec(Frozen):
 class Study(Frozen):
     """The `study:` half: everything that changes a number."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     title: str = ""
     model: ModelSpec
     data: DataSpec = DataSpec()
