@@ -21,6 +21,7 @@ from tunescope.cli import main
 from tunescope.run import provenance, reporting
 from tunescope.run.files import write_json
 from tunescope.run.store import Store
+from tunescope.study.load import load_study
 from tunescope.study.schema import KINDS
 
 REPO = Path(__file__).parents[2]
@@ -83,6 +84,10 @@ def test_reading_verbs_import_nothing_heavy_and_are_quick(tmp_path):
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "quickstart", "--set", "training.max_stepz=3"], "did you mean 'max_steps'?"),
         (["run", "quickstart", "--kind", "trian"], "did you mean 'train'?"),
+        (["plan", "quickstart", "--only", "train/sst3/*"], "did you mean 'train/sst2/*'?"),
+        (["plan", "quickstart", "--only", "train/*/lroa/final/*"], "did you mean 'train/*/lora/final/*'?"),
+        (["plan", "quickstart", "--only", "drfit/*"], "did you mean 'drift/*'?"),
+        (["export", "quickstart", "out", "--only", "drift/*"], "none of the 4 steps it names can be exported; only final training runs"),
         (["show", "quickstart", "drift/sst"], "did you mean 'drift/sst2'?"),
         (["run", "quickstart", "--jobs", "0"], "--jobs"),
         (["run"], "STUDY"),
@@ -113,9 +118,31 @@ def test_missing_things_are_exit_3(cli):
 def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
     original = (REPO / "studies" / "pilot.yaml").read_text()
-    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", "\n  name: mine", 1) != original
+    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", '\n  name: "mine"', 1) != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--out", "My Study!.yaml"], "my-study"),
+        (["--out", "2024.yaml"], "2024"),
+        (["--out", "on.yaml"], "on"),
+        (["--out", "quickstart.yaml"], "my-quickstart"),
+        (["lora_vs_full", "--out", "deep/pilot.yaml"], "my-pilot"),
+        (["--out", "mine.yaml", "--name", "other_2"], "other_2"),
+        (["--name", "quickstart"], None),
+        (["--name", "A b"], None),
+    ],
+)
+def test_a_new_study_never_shares_the_runs_of_the_one_it_came_from(cli, tmp_path, arguments, name):
+    code, _, err = cli("init", *arguments)
+    written = list(tmp_path.rglob("*.yaml"))
+    if name is None:
+        assert code == 2 and "none of the built-in studies" in err and not written
+    else:
+        assert code == 0 and f"study '{name}'" in err and load_study(str(written[0])).study.name == name
 
 
 def test_json_verbs(cli):
@@ -139,7 +166,46 @@ def test_plan_lists_the_ids_that_other_verbs_take(cli):
     rows = json.loads(cli("plan", "quickstart", "--only", "drift/*", "--json")[1])["steps"]
     assert [row["id"] for row in rows] == [i for i in ids if i.startswith("drift/")]
     code, out, err = cli("plan", "quickstart", "--only", "nothing")
-    assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists them" in err
+    assert (code, out) == (2, "") and "`tunescope plan STUDY --steps` lists the steps" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["init"], "next: venv/bin/tunescope plan study.yaml"),
+        (["plan", "quickstart"], "`venv/bin/tunescope plan quickstart --steps`"),
+        (["plan", "quickstart", "--only", "nothing"], "`venv/bin/tunescope plan STUDY --steps` lists"),
+        (["status", "quickstart", "--kind", "train"], "`venv/bin/tunescope run quickstart --kind train` does what is left"),
+        (["show", "quickstart", "serve"], "run it venv/bin/tunescope run quickstart --only serve"),
+        (["report", "quickstart"], "`venv/bin/tunescope run quickstart`"),
+        (["fly"], "Try 'venv/bin/tunescope --help'"),
+    ],
+)
+def test_printed_commands_run_as_typed_where_no_path_leads_to_the_program(cli, tmp_path, monkeypatch, arguments, typed):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "tunescope").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    _, out, err = cli(*arguments)
+    assert typed in re.sub(r"\s+", " ", out + err)
+
+
+def test_a_wrong_target_is_refused_before_any_work(cli, tmp_path):
+    for verb in ("plan", "run"):
+        code, out, err = cli(verb, "quickstart", "--set", "methods.lora.adapter.target_modules=[q_proj,v_porj]")
+        assert (code, out) == (2, "")
+        assert "study.methods.lora.adapter.target_modules 'v_porj' matches no module (did you mean 'v_proj'?)" in " ".join(err.split())
+    assert not (tmp_path / "runs" / "quickstart" / "steps").exists()
+
+
+def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
+    lacking = ("serving.arms=[base,merged]", "serving.batch_sizes=[1,4]", "serving.prompt_lengths=[64]", "serving.sampling=[sampled]")
+    changes = [part for item in (*lacking, "serving.launches=10") for part in ("--set", item)]
+    (line,) = [line for line in cli("plan", "quickstart", *changes)[1].splitlines() if line.startswith("warning")]
+    assert "lacks the registered arm adapters_2, batch size 2, prompt length 128, greedy sampling; add" in line
+    assert "serving.launches is 2, and analysis.min_launches asks for 10" in cli("plan", "quickstart")[1]
+    assert "will not be decided: the study has no serving part" in cli("plan", "quickstart", *SMALL)[1]
+    assert "warning" not in cli("plan", "lora_vs_full")[1]
+    assert len(json.loads(cli("plan", "quickstart", *changes, "--json")[1])["overhead_undecided"]) == 1
 
 
 def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):

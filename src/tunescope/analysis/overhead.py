@@ -7,6 +7,7 @@ import numpy as np
 
 from tunescope.serve.overhead import Row, finished, log_ratios, tie_check
 from tunescope.study.arms import arm_name
+from tunescope.study.registration import cells_lacking
 from tunescope.study.schema import Study
 
 from .crossed import TTest, t_test
@@ -61,7 +62,9 @@ def _reasons(frames: Frames, study: Study, rows: list[Row], n: int, test: TTest 
         text = f"too few launches to decide: {n} of at least {max(spec.min_launches, 2)} an arm"
         found.append(Reason(kind="too_few_launches", text=text))
     if n == 0:
-        found.append(Reason(kind="cells_not_measured", text=_absent_cells(study)))
+        absent = ", ".join(cells_lacking(study))
+        text = f"the serving grid lacks the registered {absent}" if absent else "no launch has all registered cells in both arms"
+        found.append(Reason(kind="cells_not_measured", text=text))
     elif test is not None and test.p is None:
         found.append(Reason(kind="no_variation", text=test.note))
     for pair in tie_check(rows)["pairs"]:
@@ -70,16 +73,6 @@ def _reasons(frames: Frames, study: Study, rows: list[Row], n: int, test: TTest 
             text = f"{arms} have identical shapes but do not tie (ratio {pair['ratio']:.3f}): no overhead is claimed"
             found.append(Reason(kind="twins_differ", text=text))
     return found
-
-
-def _absent_cells(study: Study) -> str:
-    spec, serving = study.analysis, study.serving
-    assert serving is not None
-    absent = [f"arm {a}" for a in (spec.overhead_arm, spec.overhead_baseline_arm) if a not in serving.arms]
-    absent += [f"batch size {b}" for b in spec.overhead_batch_sizes if b not in serving.batch_sizes]
-    absent += [f"prompt length {spec.overhead_prompt_length}"] if spec.overhead_prompt_length not in serving.prompt_lengths else []
-    absent += ["greedy sampling"] if "greedy" not in serving.sampling else []
-    return f"the serving grid lacks the registered {', '.join(absent)}" if absent else "no launch has all registered cells in both arms"
 
 
 def _notes(frames: Frames, rows: list[Row]) -> list[str]:

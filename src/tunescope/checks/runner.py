@@ -1,13 +1,12 @@
 """Which checks a command means, and running them one by one. Imports torch only after the environment is fixed."""
 
-import difflib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
 from tunescope.run.environment import worker_environment
 from tunescope.run.session import Session
 from tunescope.study.schema import TaskName
@@ -77,9 +76,4 @@ def _files(session: Session) -> Path | None:
 
 def _unknown(option: str, given: Sequence[str], valid: Any) -> list[str]:
     names = list(valid)
-    found = []
-    for name in (n for n in given if n not in names):
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        found.append(f"{option} {name}: unknown{hint}; valid here: {', '.join(names)}")
-    return found
+    return [f"{option} {n}: unknown{did_you_mean(n, names)}; valid here: {', '.join(names)}" for n in given if n not in names]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunescope.errors import PrerequisiteError, TunescopeError
+from tunescope.program import command, program
 
 from . import studies, running, results  # noqa: F401
 from .options import app
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, interrupt)
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="tunescope")
+        app(args=list(arguments) if arguments is not None else None, prog_name=program())
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except TunescopeError as error:
@@ -69,6 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Interrupted:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
-        print("interrupted; `tunescope run` goes on where this stopped", file=sys.stderr)
+        print(f"interrupted; `{command('run')}` goes on where this stopped", file=sys.stderr)
         return 130
     return 0

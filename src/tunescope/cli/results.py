@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tunescope.errors import PrerequisiteError
+from tunescope.program import command
 
 from .options import JsonOption, OnlyOption, SetOption, StudyArgument, app, print_json
 
@@ -23,7 +24,7 @@ def report(
     session = Session.open(study, overrides or ())
     states = session.states()
     if not any(s.finished for s in states.values()):
-        raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first (`tunescope run {study}`)")
+        raise PrerequisiteError(f"no finished step in {session.store.root}: run the study first (`{command('run', study)}`)")
     if table is not None:
         print(one_table(session.file, session.plan, session.store, states, table), end="")
         return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.program import command, program
+
 from .options import (
     DisplayOption,
     JsonOption,
@@ -140,8 +142,8 @@ def _offline(session: "Session", chosen: "Chosen") -> None:
 
     waiting = sum(len(offline_runs(session.store.folder(i))) for i in chosen.run)
     if waiting:
-        command = f"find {shlex.quote(str(session.store.root))} -type d -name 'offline-run-*' -exec wandb sync {{}} +"
-        talk.print(f"W&B: {waiting} offline runs are on disk; send them with\n  {command}", markup=False)
+        send = f"find {shlex.quote(str(session.store.root))} -type d -name 'offline-run-*' -exec {program('wandb')} sync {{}} +"
+        talk.print(f"W&B: {waiting} offline runs are on disk; send them with\n  {send}", markup=False)
 
 
 def _report(session: "Session", states: "dict[str, StepState]") -> None:
@@ -184,17 +186,17 @@ def status(
     def flags(states: "States") -> list[tuple[str, str]]:
         return finished_flags(session.file.study, {i: s.finished for i, s in states.items() if s.finished})
 
-    def command(verb: str, *more: str) -> str:
+    def following(verb: str, *more: str) -> str:
         filters = [("--kind", kind), ("--only", only), ("--task", task), ("--phase", [phase]), ("--machine", [machine])]
         narrowed = [part for name, values in filters for value in values or () if value for part in (name, value)]
         sets = [part for item in overrides or () for part in ("--set", item)]
-        return f"`{shlex.join(['tunescope', verb, study, *more, *(narrowed if verb in ('run', 'status') else []), *sets])}`"
+        return f"`{command(verb, study, *more, *(narrowed if verb in ('run', 'status') else []), *sets)}`"
 
     def report(states: "States") -> str | None:
         path = current_report(session.file, session.store, states)
         return str(path) if path else None
 
-    text = StatusText(flags, command, report, all_flags)
+    text = StatusText(flags, following, report, all_flags)
     if watch and not as_json:
         watch_status(session.states, chosen.named, text)
         return

@@ -7,26 +7,40 @@ from typing import Annotated, Any
 import typer
 
 from tunescope.errors import StudyError
+from tunescope.program import command
 
 from .options import JsonOption, MethodOption, OnlyOption, SetOption, StudyArgument, TaskOption, app, print_json
 
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Argument(help="The built-in study to start from.")] = "quickstart",
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="The built-in study, or a file, to start from.")] = "quickstart",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
+    name: Annotated[str | None, typer.Option(help="Name of the new study; default: its file's. Its runs lie in runs/NAME.")] = None,
 ) -> None:
-    """Write a commented study file to edit, named after itself: its runs lie apart from those of the study it came from."""
+    """Write a commented study file to edit, with a name of its own: its runs lie apart from those of the study it came from."""
     from tunescope.console import talk
     from tunescope.study.load import find_study
 
     if out.exists():
         raise StudyError(f"{out} exists; choose another name with --out")
+    own = _own_name(out, name)
+    text = find_study(study).read_text(encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
-    own = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "study"
-    text = find_study(name).read_text(encoding="utf-8")
-    out.write_text(re.sub(r"^  name: [\w-]+", f"  name: {own}", text, count=1, flags=re.MULTILINE), encoding="utf-8")
-    talk.print(f"wrote {out}; next: tunescope plan {out}", markup=False)
+    # In quotes: a file may be called 2024.yaml or on.yaml.
+    out.write_text(re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    talk.print(f"wrote {out}, study '{own}'; next: {command('plan', str(out))}", markup=False)
+
+
+def _own_name(out: Path, name: str | None) -> str:
+    """The name asked for, or that of the file in the letters a name may have; never a built-in study's, whose runs it would share."""
+    from tunescope.study.load import builtin_studies
+    from tunescope.study.schema import STUDY_NAME
+
+    own = name or re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "study"
+    if name and (name in builtin_studies() or not re.fullmatch(STUDY_NAME, name)):
+        raise StudyError(f"--name {name}: small letters, digits, - and _, and none of the built-in studies {', '.join(builtin_studies())}")
+    return f"my-{own}" if own in builtin_studies() else own
 
 
 @app.command()
@@ -75,6 +89,7 @@ def plan(
     from tunescope.study.outline import cost, graph, step_lines
 
     session = Session.open(study, overrides or ())
+    session.require_targets()
     if steps or only:
         named = select(session.plan, Selection(only=only or ())).named
         chosen = [step for step in session.plan.steps if step.id in named]
@@ -86,7 +101,7 @@ def plan(
     if as_json:
         print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **design(session.plan, session.store, pilot)})
         return
-    head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `tunescope plan {study} --steps` lists their ids"
+    head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `{command('plan', study, '--steps')}` lists their ids"
     print("\n".join([head, "", *graph(session.plan), "", *cost(session.plan)]))
     print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
 

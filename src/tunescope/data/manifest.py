@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from tunescope.errors import PrerequisiteError
+from tunescope.program import command
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -81,7 +82,7 @@ def verify(data_dir: Path, task: str) -> str:
     """
     entry = read_entry(data_dir, task)
     if entry is None:
-        raise PrerequisiteError(f"{data_dir / NAME}: no data of task '{task}'; prepare it with `tunescope data`")
+        raise PrerequisiteError(f"{data_dir / NAME}: no data of task '{task}'; prepare it with `{command('data')}`")
     for name, expected in sorted(entry["files"].items()):
         path = data_dir / name
         if not path.is_file():
@@ -93,7 +94,7 @@ def verify(data_dir: Path, task: str) -> str:
 
 
 def _remedy(data_dir: Path, task: str) -> str:
-    return f"Delete {data_dir / task} and run `tunescope data` again"
+    return f"Delete {data_dir / task} and run `{command('data')}` again"
 
 
 def _sha256(path: Path) -> str:

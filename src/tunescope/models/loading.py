@@ -1,6 +1,5 @@
 """Find a base model (embedded, local folder or hub commit) and load it, its tokenizer, or a fine-tuned run of it."""
 
-import difflib
 import json
 import os
 import re
@@ -12,12 +11,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tunescope.errors import PrerequisiteError
+from tunescope.errors import PrerequisiteError, did_you_mean
 from tunescope.study.schema import ModelSpec
 
-EMBEDDED = "sprout-2m"
-"""The model that ships with the package."""
-_EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
+from .checkpoint import EMBEDDED, local_folder
+
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _CARD = "README.md"
 """Downloaded for its licence; changes no number, so it is none of `model_files`."""
@@ -35,15 +33,12 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     Raises:
         PrerequisiteError: nothing by that name, not reachable, or no safetensors weights in it.
     """
-    if spec.name == EMBEDDED:
-        return _EMBEDDED_FOLDER
-    folder = Path(spec.name).expanduser()
-    if folder.is_dir():
+    if folder := local_folder(spec):
         return _with_weights(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.name) or spec.name.startswith("."):
-        near = " (did you mean 'sprout-2m'?)" if difflib.get_close_matches(spec.name, [EMBEDDED], cutoff=0.5) else ""
         raise PrerequisiteError(
-            f"model.name '{spec.name}': no such folder{near}; give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
+            f"model.name '{spec.name}': no such folder{did_you_mean(spec.name, [EMBEDDED])}; "
+            f"give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
         )
     return _with_weights(_snapshot(spec, runs_dir))
 

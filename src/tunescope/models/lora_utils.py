@@ -1,7 +1,6 @@
 """PEFT adapters: put one on, take it off, merge it, and measure what it did to the weights."""
 
 import copy
-import difflib
 import hashlib
 import json
 import math
@@ -19,9 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunescope.errors import PrerequisiteError, StepError, StudyError
+from tunescope.errors import PrerequisiteError, StepError, StudyError, did_you_mean
 from tunescope.study.schema import AdapterSpec
 
+from .checkpoint import target_problems
 from .loading import load_model, load_tokenizer
 
 _DEFAULTS = AdapterSpec()
@@ -52,7 +52,7 @@ def adapter_config(spec: AdapterSpec) -> Any:
     kinds = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if spec.peft_type not in kinds:
         raise StudyError(
-            f"adapter.peft_type '{spec.peft_type}' is unknown{_nearest(spec.peft_type, kinds)}; PEFT has {', '.join(sorted(kinds))}"
+            f"adapter.peft_type '{spec.peft_type}' is unknown{did_you_mean(spec.peft_type, kinds)}; PEFT has {', '.join(sorted(kinds))}"
         )
     kind = kinds[spec.peft_type]
     known = [f.name for f in fields(kind) if f.init]
@@ -62,10 +62,10 @@ def adapter_config(spec: AdapterSpec) -> Any:
         if name in known and value is not None:
             values[name] = list(value) if isinstance(value, tuple) else value
         elif name not in known and value not in (None, getattr(_DEFAULTS, name)):
-            raise StudyError(f"adapter.{name}: {spec.peft_type} has no such option{_nearest(name, known)}")
+            raise StudyError(f"adapter.{name}: {spec.peft_type} has no such option{did_you_mean(name, known)}")
     for name, value in spec.options.items():
         if name not in known:
-            raise StudyError(f"adapter.options.{name}: {spec.peft_type} has no such option{_nearest(name, known)}")
+            raise StudyError(f"adapter.options.{name}: {spec.peft_type} has no such option{did_you_mean(name, known)}")
         values[name] = value
     try:
         config = kind(**values)
@@ -78,26 +78,11 @@ def adapter_config(spec: AdapterSpec) -> Any:
     return config
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _check_targets(model: nn.Module, spec: AdapterSpec) -> None:
-    if spec.target_modules == "all-linear":
-        return
     leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
-    for target in spec.target_modules:
-        matched = {n: m for n, m in leaves.items() if n == target or n.endswith(f".{target}")}
-        if not matched:
-            names = sorted({n.rsplit(".", 1)[-1] for n, m in leaves.items() if isinstance(m, nn.Linear)})
-            raise StudyError(
-                f"adapter.target_modules '{target}' matches no module{_nearest(target, names)}; linear modules: {', '.join(names)}"
-            )
-        for name, module in matched.items():
-            width = min(module.weight.shape) if isinstance(module, nn.Linear) else None
-            if spec.peft_type == "LORA" and width is not None and spec.r is not None and spec.r > width:
-                raise StudyError(f"adapter.r {spec.r} is above the width {width} of {name}; a rank at or above it is no low-rank update")
+    widths = {name: min(module.weight.shape) if isinstance(module, nn.Linear) else None for name, module in leaves.items()}
+    if problems := list(target_problems(spec, widths)):
+        raise StudyError(problems)
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

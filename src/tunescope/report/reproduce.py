@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Collection, Iterable
 
 from tunescope.analysis.findings import Findings
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
 
 from .tables import build_tables
 from .tables_gaps import flags_table, missing_table
@@ -25,7 +25,7 @@ def table_csv(findings: Findings, candidate: str, name: str) -> str:
     """
     tables = all_tables(findings, candidate)
     if name not in tables:
-        raise StudyError(f"--table {name}: no such table in this report; there are {', '.join(tables)}")
+        raise StudyError(f"--table {name}: no such table in this report{did_you_mean(name, tables)}; there are {', '.join(tables)}")
     return tables[name].data.to_csv(index=False)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunescope.program import command, program
 from tunescope.tracking_services import offline_runs
 
 from .session import Session
@@ -34,16 +35,16 @@ def details(session: Session, step_id: str, study: str, overrides: Sequence[str]
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else [],
         "log": log.read_text(errors="replace").splitlines() if log.exists() else [],
         "command": _command(state, folder, study, overrides),
-        "sync": shlex.join(["wandb", "sync", *map(str, waiting)]) if (waiting := offline_runs(folder)) else None,
+        "sync": f"{program('wandb')} sync {shlex.join(map(str, waiting))}" if (waiting := offline_runs(folder)) else None,
     }
 
 
 def _command(state: StepState, folder: Path, study: str, overrides: Sequence[str]) -> str:
     """The command that runs the step again; a finished one must lose its result first (its dependents stay when the content comes back)."""
-    parts = ["tunescope", "run", study, "--only", state.step.id, *(["--retry-failed"] if state.status == "failed" else [])]
+    parts = ["run", study, "--only", state.step.id, *(["--retry-failed"] if state.status == "failed" else [])]
     parts += [part for item in overrides for part in ("--set", item)]
     forget = f"rm {shlex.quote(str(folder / 'result.json'))} && " if state.status == "done" else ""
-    return forget + shlex.join(parts)
+    return forget + command(*parts)
 
 
 def detail_lines(found: dict[str, Any]) -> list[str]:

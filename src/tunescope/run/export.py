@@ -51,6 +51,7 @@ def export_models(session: Session, out: Path, only: Sequence[str] = (), *, merg
         Each folder written.
 
     Raises:
+        StudyError: the chosen steps have no final run.
         PrerequisiteError: no finished final run among the chosen steps, one that is stale or damaged, a base that is not the one that was
             trained on, or a target that exists. All that can be known before is refused before anything is written.
     """
@@ -88,10 +89,13 @@ def _refuse_existing(targets: Sequence[Path]) -> None:
 
 def _kept(session: Session, only: Sequence[str]) -> list[_Kept]:
     """The chosen finished final runs, each of them as the study has it now and as its step wrote it."""
-    chosen = select(session.plan, Selection(kinds=("train",), only=only))
-    steps = [s for s in session.plan.steps if s.id in chosen.named and s.role == "final"]
+    named = select(session.plan, Selection(only=only)).named
+    steps = [s for s in session.plan.steps if s.id in named and s.role == "final"]
     if not steps:
-        raise StudyError("export writes final training runs; the chosen steps have none")
+        raise StudyError(
+            f"--only {', '.join(only)}: none of the {len(named)} steps it names can be exported; only final training runs can: "
+            "--only 'train/*/final/*' names them all, and no --only exports every finished one"
+        )
     found = [s for s in steps if session.store.result(s.id)[0]]
     if not found:
         raise PrerequisiteError(f"none of the {len(steps)} final runs is finished in {session.store.root}; run the study first")

@@ -8,7 +8,7 @@ from typing import Any
 from tunescope.errors import PrerequisiteError
 from tunescope.study.plan import Plan
 from tunescope.study.power import Pilot, PowerRow, planned_power, power_lines, sizes_of_tests
-from tunescope.study.registration import FILE, check_plan, registered_plan, registration
+from tunescope.study.registration import FILE, check_plan, overhead_undecided, registered_plan, registration
 from tunescope.study.schema import Study, TaskName
 
 from .files import read_json, write_json
@@ -75,14 +75,16 @@ def design(plan: Plan, store: Store, pilot: Path | None) -> dict[str, Any]:
     """The registered plan and its power, as JSON types."""
     refuse_mixed_plans(store)
     check, (rows, refused) = check_plan(plan.study, kept_registration(store)), _power(plan, store, pilot)
-    return {"registered_plan": asdict(check), "power": [asdict(row) for row in rows], "pilot_not_used": refused}
+    power = {"power": [asdict(row) for row in rows], "pilot_not_used": refused}
+    return {"registered_plan": asdict(check), "overhead_undecided": overhead_undecided(plan.study), **power}
 
 
 def design_lines(plan: Plan, store: Store, pilot: Path | None) -> list[str]:
     """The registered plan and its power, in words."""
     refuse_mixed_plans(store)
     rows, refused = _power(plan, store, pilot)
-    lines = [*check_plan(plan.study, kept_registration(store)).lines(), *power_lines(plan.study, rows)]
+    undecided = [f"warning: the overhead claim will not be decided: {why}" for why in overhead_undecided(plan.study)]
+    lines = [*check_plan(plan.study, kept_registration(store)).lines(), *undecided, *power_lines(plan.study, rows)]
     return [*lines, *(f"  {task}: the pilot is not used: {why}" for task, why in refused.items())]
 
 

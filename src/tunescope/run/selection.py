@@ -1,11 +1,11 @@
 """Which steps of a plan a command means, and which others they need."""
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
+from tunescope.program import command
 from tunescope.study.plan import Plan, Step
 from tunescope.study.schema import KINDS
 
@@ -60,7 +60,7 @@ def select(plan: Plan, selection: Selection) -> Chosen:
         raise StudyError(problems)
     named = {s.id for s in plan.steps if _matches(s, selection)}
     if not named and selection.phase != "2b":
-        raise StudyError("no step matches all of the given filters together; `tunescope plan STUDY --steps` lists the steps")
+        raise StudyError(f"no step matches all of the given filters together; {_listed()}")
     needed = _closure(plan, named)
     run = {i for i in needed if i in named or _may_run(plan[i], selection)}
     return Chosen(frozenset(named), frozenset(run), frozenset(needed))
@@ -75,8 +75,12 @@ def step_named(plan: Plan, step_id: str) -> Step:
     wanted = step_id.rstrip("/").removeprefix("steps/")
     ids = [s.id for s in plan.steps]
     if wanted not in ids:
-        raise StudyError(f"no step '{wanted}' in this study{_nearest(wanted, ids)}; `tunescope plan STUDY --steps` lists them")
+        raise StudyError(f"no step '{wanted}' in this study{did_you_mean(wanted, ids)}; {_listed()}")
     return plan[wanted]
+
+
+def _listed() -> str:
+    return f"`{command('plan', 'STUDY', '--steps')}` lists the steps"
 
 
 def _matches(step: Step, selection: Selection) -> bool:
@@ -122,16 +126,22 @@ def _unknown(plan: Plan, selection: Selection) -> Iterable[str]:
     ids = [s.id for s in plan.steps]
     for glob in selection.only:
         if not fnmatch.filter(ids, glob):
-            yield f"--only {glob}: matches no step{_nearest(glob, ids)}; `tunescope plan STUDY --steps` lists them"
+            hint = did_you_mean(glob, [*ids, *_mended(glob, ids)])
+            yield f"--only {glob}: matches no step{hint}; {_listed()}"
+
+
+def _mended(glob: str, ids: Iterable[str]) -> set[str]:
+    """A glob that matches nothing, with the parts that fit no step taken from each step: `train/sst3/*` gives `train/sst2/*`."""
+    wanted, found = glob.split("/"), set()
+    for step_id in ids:
+        parts = step_id.split("/")
+        mended = [own if fnmatch.fnmatchcase(part, own) else part for own, part in zip(wanted, parts, strict=False)]
+        found.add("/".join([*mended, "*"] if len(parts) > len(mended) and mended[-1] != "*" else mended))
+    return found
 
 
 def _not_in(option: str, given: Iterable[str], valid: Iterable[str]) -> Iterable[str]:
     names = list(valid)
     for name in given:
         if name not in names:
-            yield f"{option} {name}: unknown{_nearest(name, names)}; valid here: {', '.join(names) or '(none in this study)'}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+            yield f"{option} {name}: unknown{did_you_mean(name, names)}; valid here: {', '.join(names) or '(none in this study)'}"

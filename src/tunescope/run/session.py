@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tunescope.errors import PrerequisiteError
+from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.study.load import load_study
 from tunescope.study.plan import Plan, build_plan
 from tunescope.study.schema import Execution, StudyFile
@@ -113,12 +113,29 @@ class Session:
         """What must hold before steps are started.
 
         Raises:
+            StudyError: an adapter's target is no module of the base model.
             PrerequisiteError: prepared data changed, official files are not there, or runs stand under different registered plans.
         """
         refuse_mixed_plans(self.store)
+        self.require_targets()
         self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
         write_study(self.file, self.plan, self.store)
+
+    def require_targets(self) -> None:
+        """Adapters must fit the base model where it lies on this disk; one from the hub is checked when training has loaded it.
+
+        Raises:
+            StudyError: a target that is no module of it, or a rank above a layer's width.
+        """
+        from tunescope.models.checkpoint import local_folder, module_widths, target_problems
+
+        study = self.file.study
+        widths = module_widths(folder) if (folder := local_folder(study.model)) else {}
+        adapters = {name: spec.adapter for name, spec in study.methods.items() if spec.adapter and widths}
+        problems = [f"study.methods.{name}.{line}" for name, adapter in adapters.items() for line in target_problems(adapter, widths)]
+        if problems:
+            raise StudyError(problems)
 
     def run(self, chosen: Chosen, display: Display, policy: Policy, executor: Executor) -> dict[str, StepState]:
         """Run the chosen steps to their end; a finished one is never run again. The executor is closed."""

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from tunescope.errors import did_you_mean
+
 PATTERN = r"^(?:(base|full|merged|lora_idle|switching)|merged_x([2-9]|[1-9][0-9]+)|adapters_([1-9][0-9]*)(?:_of_([1-9][0-9]*))?(_narrow)?)$"
 """Every name there is, in the part of regular expressions that JSON Schema has too."""
 SAME_SHAPE = ("base", "full", "merged")
@@ -78,8 +80,8 @@ def parse_arm(name: str) -> Arm:
     match = re.fullmatch(PATTERN, name)
     if match is None:
         raise ValueError(
-            f"'{name}' is no arm; there are {', '.join(_FIXED)} and, with other numbers too, merged_x2, adapters_1, adapters_1_of_2 "
-            "(2 slots), adapters_1_narrow"
+            f"'{name}' is no arm{did_you_mean(name, _like(name))}; there are {', '.join(_FIXED)} and, with other numbers too, "
+            "merged_x2, adapters_1, adapters_1_of_2 (2 slots), adapters_1_narrow"
         )
     fixed, engines, adapters, slots, narrow = match.groups()
     if fixed:
@@ -91,6 +93,13 @@ def parse_arm(name: str) -> Arm:
         raise ValueError(f"arm '{name}' has fewer slots than adapters")
     words = f"{count} adapter{'s' if count > 1 else ''}{f', {held} slots' if slots else ''}{', own modules' if narrow else ''}"
     return Arm(name, words, "base", adapters=count, slots=held, narrow=narrow is not None)
+
+
+def _like(name: str) -> list[str]:
+    """The names an arm may have been meant to have: the fixed ones, and each pattern with the numbers in this name."""
+    numbers = re.findall(r"\d+", name) or ["2"]
+    several = "adapters_" + "_of_".join(numbers[:2])
+    return [*_FIXED, *(n for n in (f"merged_x{numbers[0]}", several, f"{several}_narrow") if re.fullmatch(PATTERN, n))]
 
 
 def arm_name(name: str) -> str:

@@ -1,6 +1,5 @@
 """Read a study file: YAML through OmegaConf, overrides, validation with every problem named at once."""
 
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -9,12 +8,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from yaml import YAMLError
 
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
 
-from .schema import StudyFile
+from .rules import broken_placement, broken_rules
+from .schema import Execution, Study, StudyFile
 
 _PACKAGED = Path(__file__).parents[1] / "studies"
 _CHECKOUT = Path(__file__).parents[3] / "studies"
@@ -36,7 +36,7 @@ def find_study(name_or_path: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
         raise StudyError(f"no study file '{name_or_path}': give a path to a YAML file or one of the built-in studies {', '.join(builtin)}")
-    raise StudyError(f"no study named '{name_or_path}'{_nearest(name_or_path, builtin)}: built in are {', '.join(builtin)}")
+    raise StudyError(f"no study named '{name_or_path}'{did_you_mean(name_or_path, builtin)}: built in are {', '.join(builtin)}")
 
 
 def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyFile:
@@ -60,7 +60,7 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyFile:
     try:
         return StudyFile.model_validate(data)
     except ValidationError as error:
-        raise StudyError([f"{path}: {line}" for line in _problems(error)]) from error
+        raise StudyError([f"{path}: {line}" for line in (*_problems(error), *_further_problems(data, error))]) from error
 
 
 def study_json_schema() -> dict[str, Any]:
@@ -79,26 +79,52 @@ def _qualified(item: str) -> str:
 
 def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        parts = [str(part) for part in problem["loc"]]
+        if parts and parts[-1].startswith("literal["):  # of a list that may also be one word: what is wrong with the list is told
+            continue
+        place = ".".join(part for part in parts if "[" not in part)  # "[key]", "tuple[...]" are pydantic's own words
         if problem["type"] == "extra_forbidden":
             known = _known_names(problem["loc"][:-1])
-            yield f"{place}: unknown key{_nearest(str(problem['loc'][-1]), known)}; valid here: {', '.join(known)}"
+            yield f"{place}: unknown key{did_you_mean(str(problem['loc'][-1]), known)}; valid here: {', '.join(known)}"
         elif problem["type"] == "literal_error":
             given, expected = problem["input"], problem["ctx"]["expected"]
-            yield f"{place}: '{given}' is not valid{_nearest(str(given), _quoted(expected))}; expected {expected}"
+            yield f"{place}: '{given}' is not valid{did_you_mean(str(given), _quoted(expected))}; expected {expected}"
         elif problem["type"] == "missing":
             yield f"{place}: missing; it has no default"
+        elif problem["type"] == "tuple_type":
+            yield f"{place}: should be a list, e.g. [{problem['input']}]"
+        elif problem["loc"] in _WHOLE and problem["type"] == "value_error":
+            yield from (".".join(filter(None, (place, line))) for line in _said(problem))
         else:
-            yield from (f"{place}: {line}" for line in problem["msg"].removeprefix("Value error, ").splitlines())
+            yield from (f"{place}: {line}" for line in _said(problem))
+
+
+def _said(problem: Any) -> list[str]:
+    return str(problem["msg"]).removeprefix("Value error, ").splitlines()
+
+
+_WHOLE = ((), ("study",))
+"""Where rules between sections are broken; each names its place inside."""
+
+
+def _further_problems(data: Any, error: ValidationError) -> list[str]:
+    """The broken rules between sections that validation did not reach, because some section is wrong in itself."""
+    found = {problem["loc"]: problem["type"] for problem in error.errors()}
+    if () in found or found.get(("study",), "value_error") != "value_error":  # every rule was reached, or there is no study to speak of
+        return []
+    sections = {
+        name: TypeAdapter(field.rebuild_annotation()).validate_python(data["study"][name]) if name in data["study"] else field.get_default()
+        for name, field in Study.model_fields.items()
+        if not any(place[:2] == ("study", name) for place in found)
+    }
+    lines = [] if ("study",) in found else [f"study.{line}" for line in broken_rules(Study.model_construct(**sections), sections)]
+    if "tasks" in sections and not any(place[0] == "execution" for place in found):
+        lines += broken_placement(sections["tasks"], Execution.model_validate(data.get("execution", {})).placement)
+    return lines
 
 
 def _quoted(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _known_names(location: tuple[Any, ...]) -> list[str]:

@@ -152,7 +152,7 @@ def _task_lines(plan: Plan, task: TaskName) -> list[str]:
                 if role == "search"
                 else f"seeds {', '.join(str(s.seed) for s in runs)}"
             )
-            chosen = "  after the search of both arms" if runs[0].selects_from else ""
+            chosen = "  after the search of all methods" if runs[0].selects_from else ""
             rows.append(f"  {f'train/{task}/{method}/{role}':<34}{_on(runs[0])}  {len(runs)} runs: {detail}{chosen}")
     return rows
 

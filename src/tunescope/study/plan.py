@@ -6,7 +6,6 @@ from functools import cached_property
 from graphlib import TopologicalSorter
 from typing import Literal
 
-from tunescope.errors import StudyError
 from tunescope.records import FinishedStep
 
 from .inputs import (
@@ -19,6 +18,7 @@ from .inputs import (
     StepInputs,
     TrainInputs,
 )
+from .rules import placed_work
 from .schema import Kind, Limits, Study, TaskName
 from .selection import Setting, choose
 
@@ -90,11 +90,7 @@ class Plan:
 
 
 def build_plan(study: Study, placement: Placement | None = None) -> Plan:
-    """Every step of the study, sorted so that needs come first.
-
-    Raises:
-        StudyError: a placement that names a task the study has not, or the same work on two machines.
-    """
+    """Every step of the study, sorted so that needs come first."""
     steps = [step for task in study.tasks for step in _task_steps(study, task)]
     if study.serving is not None:
         steps.append(_serve(study))
@@ -184,22 +180,7 @@ def _serve(study: Study) -> Step:
 
 def _machines(study: Study, placement: Placement) -> dict[tuple[Kind, TaskName | None], str]:
     """(kind, task) → machine; kinds without a task are keyed by None."""
-    found: dict[tuple[Kind, TaskName | None], str] = {}
-    problems = []
-    for machine, kinds in placement.items():
-        for kind, tasks in kinds.items():
-            named: Sequence[TaskName | None] = list(study.tasks) if tasks == "all" else list(tasks)  # type: ignore[arg-type]
-            keys: Sequence[TaskName | None] = [None] if kind in ("serve", "correlate") else named
-            problems += [
-                f"execution.placement.{machine}.{kind}: task '{t}' is not in the study" for t in keys if t and t not in study.tasks
-            ]
-            problems += [
-                f"execution.placement: {kind} {t or ''} is on both {found[kind, t]} and {machine}" for t in keys if (kind, t) in found
-            ]
-            found.update({(kind, t): machine for t in keys})
-    if problems:
-        raise StudyError(problems)
-    return found
+    return {place: machine for machine, kinds in placement.items() for place in placed_work(study.tasks, kinds)}
 
 
 def _placed(step: Step, machines: Mapping[tuple[Kind, TaskName | None], str]) -> Step:

@@ -39,6 +39,31 @@ def registered_plan(study: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def cells_lacking(study: Study) -> list[str]:
+    """What of the registered overhead cells the serving grid has not, e.g. `batch size 8`: without any one of them there is no figure."""
+    spec, grid = study.analysis, study.serving
+    if grid is None:
+        return []
+    found = [f"arm {a}" for a in (spec.overhead_arm, spec.overhead_baseline_arm) if a not in grid.arms]
+    found += [f"batch size {b}" for b in spec.overhead_batch_sizes if b not in grid.batch_sizes]
+    found += [f"prompt length {spec.overhead_prompt_length}"] if spec.overhead_prompt_length not in grid.prompt_lengths else []
+    return [*found, *(["greedy sampling"] if "greedy" not in grid.sampling else [])]
+
+
+def overhead_undecided(study: Study) -> list[str]:
+    """Why the overhead claim cannot be decided however well the runs go, and what would change that; [] when it can."""
+    grid, least = study.serving, max(study.analysis.min_launches, 2)
+    if grid is None:
+        return ["the study has no serving part"]
+    found = []
+    if lacking := cells_lacking(study):
+        what = f"the serving grid lacks the registered {', '.join(lacking)}"
+        found.append(f"{what}; add what is missing to `serving`, or name what it has in `analysis.overhead_…`")
+    if grid.launches < least:
+        found.append(f"serving.launches is {grid.launches}, and analysis.min_launches asks for {least} an arm")
+    return found
+
+
 def registration(study: Study, now: str, by: str) -> dict[str, Any]:
     """The content of registration.json.
 

@@ -1,10 +1,12 @@
 """The study file as types. The `study` half changes numbers and enters fingerprints; the `execution` half never does."""
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -15,14 +17,41 @@ from pydantic import (
     model_validator,
 )
 
+from tunescope.errors import did_you_mean
+
 from .arms import ArmName, parse_arm
+from .rules import broken_placement, broken_rules
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
 Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "correlate"]
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} {'is' if len(twice) == 1 else 'are'} named more than once")
+    return values
+
+
+def _or_a_list(word: str) -> BeforeValidator:
+    """Of a list in whose place one word may stand: a lone value is told to be neither, in one message for both."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value != word:
+            raise ValueError(f"should be a list, e.g. [{value}], or {word}{did_you_mean(value, [word])}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Value = TypeVar("Value")
+Several = Annotated[tuple[Value, ...], AfterValidator(_each_once), Field(json_schema_extra={"uniqueItems": True})]
+"""A list whose values are of one sort, each once: the same work is never planned twice."""
 
 
 class Frozen(BaseModel):
@@ -60,8 +89,8 @@ class TaskSpec(Frozen):
 
     max_length: PositiveInt
     limits: Limits = Limits()
-    learning_rates: dict[str, tuple[PositiveFloat, ...]] = {}
-    batch_sizes: tuple[PositiveInt, ...] | None = None
+    learning_rates: dict[str, Several[PositiveFloat]] = {}
+    batch_sizes: Several[PositiveInt] | None = None
     max_steps: PositiveInt | None = None
     expect: dict[str, tuple[float, float]] = {}
     """Per method, the range (fractions) outside which the primary test metric raises a red flag."""
@@ -74,7 +103,7 @@ class AdapterSpec(Frozen):
     r: PositiveInt | None = 8
     lora_alpha: PositiveFloat | None = 16
     lora_dropout: Share | None = 0.05
-    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+    target_modules: Annotated[Several[str] | Literal["all-linear"], _or_a_list("all-linear")] = ("q_proj", "v_proj")
     options: dict[str, Any] = {}
 
 
@@ -83,14 +112,14 @@ class MethodSpec(Frozen):
 
     adapter: AdapterSpec | None = None
     warmup_ratio: Share
-    learning_rates: tuple[PositiveFloat, ...]
+    learning_rates: Several[PositiveFloat]
 
 
 class TrainingSpec(Frozen):
     """What all methods share, so that nothing but the method differs."""
 
     precision: Precision = "auto"
-    batch_sizes: tuple[PositiveInt, ...] = (8, 16)
+    batch_sizes: Several[PositiveInt] = (8, 16)
     micro_batch: PositiveInt | None = None
     micro_tokens: PositiveInt | None = None
     """Most tokens of a micro-batch, padding counted where there is any; the effective batch stays."""
@@ -125,7 +154,7 @@ class DriftSpec(Frozen):
 
     probe_examples: Annotated[int, Field(ge=10, le=750)] = 750
     every: PositiveInt = 100
-    early_steps: tuple[PositiveInt, ...] = (1, 3, 10, 30)
+    early_steps: Several[PositiveInt] = (1, 3, 10, 30)
     primary_pooling: Literal["last_prompt_token", "mean"] = "last_prompt_token"
     blocks: Annotated[int, Field(ge=2)] = 5
     internals: bool = False
@@ -136,8 +165,8 @@ class DriftSpec(Frozen):
 class OpenLoopSpec(Frozen):
     """Tails under Poisson arrivals: a real server (`vllm serve`) and vLLM's own bench client."""
 
-    arms: tuple[ArmName, ...] = ("base", "merged", "adapters_2")
-    request_rates: tuple[PositiveFloat, ...] = (4.0, 16.0)
+    arms: Several[ArmName] = ("base", "merged", "adapters_2")
+    request_rates: Several[PositiveFloat] = (4.0, 16.0)
     """Mean arrivals a second."""
     requests: PositiveInt = 500
     """Per rate; a p99 needs at least 299 for any upper bound."""
@@ -150,13 +179,13 @@ class ServingSpec(Frozen):
 
     task: TaskName = "sst2"
     two_adapters: tuple[TaskName, TaskName] = ("sst2", "squad_v2")
-    arms: tuple[ArmName, ...] = ("base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching")
+    arms: Several[ArmName] = ("base", "full", "merged", "lora_idle", "adapters_1", "adapters_2", "adapters_4", "switching")
     seed: int = 42
     """Whose runs are served. Left out, it follows `seeds`: 42 where that is one of them, else the first."""
-    batch_sizes: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16)
-    prompt_lengths: tuple[PositiveInt, ...] = (128, 256, 512)
+    batch_sizes: Several[PositiveInt] = (1, 2, 4, 8, 16)
+    prompt_lengths: Several[PositiveInt] = (128, 256, 512)
     output_tokens: PositiveInt = 128
-    sampling: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
+    sampling: Several[Literal["greedy", "sampled"]] = ("greedy", "sampled")
     temperature: PositiveFloat = 0.8
     top_p: Share = 0.95
     prompts_per_cell: PositiveInt = 1000
@@ -177,13 +206,6 @@ class ServingSpec(Frozen):
         """The arms of closed and open loop, each once."""
         return tuple(dict.fromkeys([*self.arms, *(self.open_loop.arms if self.open_loop else ())]))
 
-    @model_validator(mode="after")
-    def _runnable(self) -> "ServingSpec":
-        problems = list(_unservable(self))
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
     def served_tasks(self, tasks: Iterable[TaskName]) -> set[TaskName]:
         """Tasks whose adapters the arms need: the served one, the pair from two adapters on, all of `tasks` from three side by side on."""
         arms = [parse_arm(name) for name in self.all_arms]
@@ -191,22 +213,6 @@ class ServingSpec(Frozen):
         if any(arm.adapters >= 2 for arm in arms):
             served |= set(self.two_adapters)
         return served | set(tasks) if any(arm.adapters > 2 and not arm.switches for arm in arms) else served
-
-
-def _unservable(spec: ServingSpec) -> Iterator[str]:
-    """What an engine of these settings could not run."""
-    longest = max(spec.prompt_lengths) + spec.output_tokens
-    if longest > spec.max_model_len:
-        yield f"max_model_len {spec.max_model_len} is below the longest prompt plus output_tokens, {longest}"
-    if max(spec.batch_sizes) > spec.max_num_seqs:
-        yield f"max_num_seqs {spec.max_num_seqs} is below the largest batch size, {max(spec.batch_sizes)}"
-    if spec.open_loop is None:
-        return
-    longest = spec.open_loop.prompt_length + spec.output_tokens
-    if longest > spec.max_model_len:
-        yield f"max_model_len {spec.max_model_len} is below open_loop.prompt_length plus output_tokens, {longest}"
-    arms = [parse_arm(name) for name in spec.open_loop.arms]
-    yield from (f"open_loop.arms: '{a.name}' has no open loop" for a in arms if a.switches or a.engines > 1)
 
 
 class AnalysisSpec(Frozen):
@@ -221,7 +227,7 @@ class AnalysisSpec(Frozen):
     candidate_method: str = "lora"
     overhead_arm: ArmName = "adapters_2"
     overhead_baseline_arm: ArmName = "merged"
-    overhead_batch_sizes: tuple[PositiveInt, ...] = (2, 4, 8, 16)
+    overhead_batch_sizes: Several[PositiveInt] = (2, 4, 8, 16)
     overhead_prompt_length: PositiveInt = 256
     min_launches: PositiveInt = 10
     bootstrap_draws: PositiveInt = 1000
@@ -233,13 +239,13 @@ class AnalysisSpec(Frozen):
 class Study(Frozen):
     """The `study:` half: everything that changes a number."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     title: str = ""
     model: ModelSpec
     data: DataSpec = DataSpec()
     tasks: dict[TaskName, TaskSpec]
     methods: dict[str, MethodSpec]
-    seeds: tuple[int, ...]
+    seeds: Several[int]
     training: TrainingSpec = Field(default=TrainingSpec(), validate_default=True)
     drift: DriftSpec = DriftSpec()
     serving: ServingSpec | None = Field(default=ServingSpec(), validate_default=True)
@@ -264,44 +270,10 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
-        problems = list(_inconsistencies(self))
+        problems = broken_rules(self, type(self).model_fields)
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def _inconsistencies(study: Study) -> list[str]:
-    """Cross-field rules that keep the comparison fair and the plan possible."""
-    found: list[str] = []
-    if not study.tasks or not study.methods or not study.seeds:
-        found.append("tasks, methods and seeds each need at least one entry")
-    if len(set(study.seeds)) != len(study.seeds):
-        found.append("seeds: each seed once")
-    chosen = {"training.search_seed": study.training.search_seed}
-    if study.serving is not None:
-        chosen["serving.seed"] = study.serving.seed
-    for place, seed in chosen.items():
-        if seed not in study.seeds:
-            found.append(f"{place}: {seed} is not one of seeds {list(study.seeds)}; leave it out, so that it follows seeds, or name one")
-    for role in ("reference_method", "candidate_method"):
-        if getattr(study.analysis, role) not in study.methods:
-            found.append(f"analysis.{role}: no method named '{getattr(study.analysis, role)}' in methods {list(study.methods)}")
-    for task, spec in study.tasks.items():
-        found += [f"tasks.{task}.learning_rates: no method named '{m}' in methods" for m in spec.learning_rates if m not in study.methods]
-        sizes = {m: len(study.learning_rates(task, m)) for m in study.methods}
-        if len(set(sizes.values())) > 1:
-            found.append(f"tasks.{task}: learning-rate grids must be equal in size for all methods (equal search budget), got {sizes}")
-    training, largest = study.training, max(size for task in study.tasks for size in study.batch_sizes(task)) if study.tasks else 0
-    if training.optimizer == "adamw_in_backward" and (training.micro_tokens or (training.micro_batch or largest) < largest):
-        found.append(
-            "training.optimizer: adamw_in_backward updates weights while gradients are computed, so an effective batch must be one "
-            "micro-batch: leave out micro_batch and micro_tokens, and set gradient_checkpointing when memory asks for it"
-        )
-    serving = study.serving
-    if serving is not None:
-        wanted = serving.served_tasks(())
-        found += [f"serving: task '{t}' is not one of the study's tasks" for t in sorted(wanted - set(study.tasks))]
-    return found
 
 
 class Paths(Frozen):
@@ -375,7 +347,7 @@ class Execution(Frozen):
     retry_budget: NonNegativeInt = 20
     """Of one run, all steps together."""
     step_timeout_s: PositiveInt | None = None
-    placement: dict[str, dict[Kind, tuple[TaskName, ...] | Literal["all"]]] = {}
+    placement: dict[str, dict[Kind, Annotated[Several[TaskName] | Literal["all"], _or_a_list("all")]]] = {}
     """machine -> kind -> tasks. A kind that no machine names runs anywhere; data steps run wherever they are needed."""
     tracking: Tracking = Tracking()
 
@@ -385,3 +357,10 @@ class StudyFile(Frozen):
 
     study: Study
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _placed(self) -> "StudyFile":
+        problems = list(broken_placement(self.study.tasks, self.execution.placement))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -95,5 +95,5 @@ def test_a_prediction_outside_the_labels_is_wrong():
 def test_unknown_task_names_the_nearest():
     with pytest.raises(StudyError, match="did you mean 'sst2'"):
         get_task("SST-2")
-    with pytest.raises(StudyError, match="Known tasks: mrpc, sst2, rte, squad_v2"):
+    with pytest.raises(StudyError, match="known tasks: mrpc, sst2, rte, squad_v2"):
         get_task("qnli-x-y-z")

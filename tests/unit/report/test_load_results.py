@@ -34,3 +34,13 @@ def test_a_prompt_shows_study_counts_and_verdicts_in_five_lines(published: Publi
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match="tunescope report"):
         tunescope.load_results(tmp_path)
+
+
+def test_the_name_of_a_study_is_answered_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrerequisiteError, match="did you mean 'runs/mine'"):
+        tunescope.load_results("mine")
+    for elsewhere in ("other", tmp_path / "runs" / "mine"):
+        with pytest.raises(PrerequisiteError, match=r"^(?!.*did you mean)"):
+            tunescope.load_results(elsewhere)

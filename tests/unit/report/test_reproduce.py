@@ -29,6 +29,8 @@ def test_a_table_computed_again_is_the_published_one(published: Published) -> No
 def test_an_unknown_table_is_refused_with_the_names_there_are(published: Published) -> None:
     with pytest.raises(StudyError, match=r"--table nope: no such table.*claims, master"):
         table_csv(published.findings, "lora", "nope")
+    with pytest.raises(StudyError, match="did you mean 'claims'"):
+        table_csv(published.findings, "lora", "clams")
 
 
 def test_the_command_for_the_steps_behind_a_table_selects_them_all(published: Published) -> None:

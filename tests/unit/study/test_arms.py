@@ -57,7 +57,17 @@ def test_names_in_words(name, words):
     ["peft", "adapter_2", "adapters_", "adapters_0", "adapters_02", "adapters_2\n", "merged_x1", "merged_2", "base_narrow", "Adapters_2"],
 )
 def test_what_is_no_arm_is_refused(name):
-    with pytest.raises(ValueError, match="is no arm; there are base, full"):
+    with pytest.raises(ValueError, match=r"is no arm.*; there are base, full"):
+        parse_arm(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("bsae", "base"), ("adapter_2", "adapters_2"), ("adapters-4", "adapters_4"), ("adapter_2_of_4", "adapters_2_of_4"),
+     ("adapters_2_narow", "adapters_2_narrow"), ("merged_3", "merged_x3"), ("swiching", "switching"), ("Merged", "merged")],
+)  # fmt: skip
+def test_a_mistyped_arm_is_answered_with_the_nearest(name, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
         parse_arm(name)
 
 
@@ -67,7 +77,8 @@ def test_a_study_file_with_wrong_arms_names_each_and_its_place():
         load_study("quickstart", [arms, "analysis.overhead_arm=adapters-2"])
     few, none, claimed = caught.value.problems
     assert "study.serving.arms.1: arm 'adapters_4_of_2' has fewer slots than adapters" in few
-    assert "study.serving.arms.2: 'merged_x1' is no arm" in none and "study.analysis.overhead_arm: 'adapters-2' is no arm" in claimed
+    assert "study.serving.arms.2: 'merged_x1' is no arm" in none
+    assert "study.analysis.overhead_arm: 'adapters-2' is no arm (did you mean 'adapters_2'?)" in claimed
 
 
 @pytest.mark.parametrize(

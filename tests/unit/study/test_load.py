@@ -4,6 +4,7 @@ import pytest
 
 from tunescope.errors import StudyError
 from tunescope.study.load import builtin_studies, load_study
+from tunescope.study.peft_types import peft_types
 
 MINIMAL = """
 study:
@@ -70,6 +71,88 @@ def test_all_problems_at_once(tiny):
     assert len(problems(tiny, "training.precision=bf17", "drift.everyy=3", "analysis.alpha=2")) == 3
 
 
+def test_rules_between_sections_come_with_what_is_wrong_in_a_section(tiny):
+    wrong = ("training.precision=bf17", "methods.full.learning_rates=[1e-3,1e-4]", "analysis.reference_method=none")
+    serving = "serving={task: rte, two_adapters: [sst2, sst2], batch_sizes: [32], max_num_seqs: 16}"
+    lines = [line.split(": ", 1)[1] for line in problems(tiny, *wrong, serving, "execution.placement={a: {drift: [rte]}}")]
+    assert [line.split(":")[0] for line in lines] == [
+        "study.training.precision", "study.analysis.reference_method", "study.tasks.sst2", "study.serving", "study.serving",
+        "execution.placement.a.drift",
+    ]  # fmt: skip
+    (empty, jobs) = problems(tiny, "execution.jobs=0", "seeds=[]")
+    assert "study.seeds: needs at least one entry" in empty and "execution.jobs" in jobs
+
+
+def test_a_placement_that_the_tasks_do_not_bear_out_is_refused(tiny):
+    placement = "execution.placement={a: {serve: all, drift: [sst2]}, b: {serve: all, drift: all, train: [rte]}}"
+    for more in ((), ("analysis.reference_method=none",)):
+        lines = problems(tiny, placement, *more)
+        assert [line.split(": ", 1)[1] for line in lines][-3:] == [
+            "execution.placement: serve is on both a and b",
+            "execution.placement: drift sst2 is on both a and b",
+            "execution.placement.b.train: task 'rte' is not in the study",
+        ]
+        assert len(lines) == 3 + len(more)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seeds=42", "study.seeds: should be a list, e.g. [42]"),
+        ("methods.full.learning_rates=1e-3", "study.methods.full.learning_rates: should be a list, e.g. [0.001]"),
+        ("training.batch_sizes=8", "study.training.batch_sizes: should be a list, e.g. [8]"),
+        ("tasks.sst2.batch_sizes=8", "study.tasks.sst2.batch_sizes: should be a list, e.g. [8]"),
+        ("serving={two_adapters: [sst2, sst2], arms: base}", "study.serving.arms: should be a list, e.g. [base]"),
+        ("methods.lora.adapter.target_modules=q_proj", "adapter.target_modules: should be a list, e.g. [q_proj], or all-linear"),
+        ("methods.lora.adapter.target_modules=all_linear", "e.g. [all_linear], or all-linear (did you mean 'all-linear'?)"),
+        ("execution.placement={a: {drift: sst2}}", "execution.placement.a.drift: should be a list, e.g. [sst2], or all"),
+    ],
+)  # fmt: skip
+def test_one_value_in_place_of_a_list_is_told_so(tiny, override, told):
+    (line,) = problems(tiny, override)
+    assert line.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seeds=[7,42,7]", "study.seeds: 7 is named more than once"),
+        ("methods.full.learning_rates=[1e-3,0.001]", "study.methods.full.learning_rates: 0.001 is named more than once"),
+        ("training.batch_sizes=[8,8]", "study.training.batch_sizes: 8 is named more than once"),
+        ("serving={two_adapters: [sst2, sst2], arms: [base, full, base, full]}", "serving.arms: base, full are named more than once"),
+        ("serving={two_adapters: [sst2, sst2], prompt_lengths: [64, 64]}", "study.serving.prompt_lengths: 64 is named more than once"),
+        ("serving={two_adapters: [sst2, sst2], batch_sizes: [2, 2]}", "study.serving.batch_sizes: 2 is named more than once"),
+        ("methods.lora.adapter.target_modules=[q_proj,q_proj]", "adapter.target_modules: q_proj is named more than once"),
+    ],
+)  # fmt: skip
+def test_what_is_named_twice_in_a_list_is_one_error(tiny, override, told):
+    (line,) = problems(tiny, override)
+    assert line.endswith(told)
+
+
+def test_a_peft_type_that_the_installed_peft_has_not_is_refused_with_the_nearest(tiny):
+    (line,) = problems(tiny, "methods.lora.adapter.peft_type=LROA")
+    assert "study.methods.lora.adapter.peft_type: the installed PEFT has no 'LROA' (did you mean 'LORA'?); it has ADALORA, " in line
+
+
+def test_peft_types_are_those_of_the_installed_peft():
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    assert {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= set(peft_types())
+
+
+def test_without_peft_its_types_are_left_to_training(tiny, monkeypatch):
+    monkeypatch.setattr("tunescope.study.rules.peft_types", lambda: ())
+    assert load_study(str(tiny), ["methods.lora.adapter.peft_type=NEWER"]).study.methods["lora"].adapter.peft_type == "NEWER"
+
+
+def test_an_overhead_claim_that_no_grid_could_measure_is_refused(tiny):
+    (same,) = problems(tiny, "analysis.overhead_arm=merged")
+    assert "study.analysis.overhead_arm: 'merged' is overhead_baseline_arm too" in same
+    (alone,) = problems(tiny, "analysis.overhead_baseline_arm=switching")
+    assert "study.analysis.overhead_baseline_arm: 'switching' is timed request by request" in alone
+
+
 def test_unequal_search_budgets_are_refused(tiny):
     (line,) = problems(tiny, "methods.full.learning_rates=[1e-3,1e-4]")
     assert "equal search budget" in line
@@ -87,7 +170,7 @@ def test_seeds_that_contradict_seeds_are_named_each_with_the_remedy(tiny):
     served = "serving={task: sst2, two_adapters: [sst2, sst2], arms: [base], seed: 2}"
     lines = problems(tiny, "seeds=[7,8]", "training.search_seed=1", served)
     assert [line.split(": ", 1)[1] for line in lines] == [
-        f"study: {place} is not one of seeds [7, 8]; leave it out, so that it follows seeds, or name one"
+        f"study.{place} is not one of seeds [7, 8]; leave it out, so that it follows seeds, or name one"
         for place in ("training.search_seed: 1", "serving.seed: 2")
     ]
 
@@ -127,8 +210,8 @@ def test_a_serving_grid_that_no_engine_runs_is_refused_before_anything_is_traine
     ]
     arms = "serving.open_loop.arms=[base,merged,merged_x2,lora_idle,adapters_2_of_4_narrow,switching]"
     found = problems("lora_vs_full", arms, "serving.open_loop.prompt_length=1000")
-    assert [p.split("serving: ")[1] for p in found] == [
+    assert [p.split(": ", 2)[2] for p in found] == [
         "max_model_len 1024 is below open_loop.prompt_length plus output_tokens, 1128",
-        "open_loop.arms: 'merged_x2' has no open loop",
-        "open_loop.arms: 'switching' has no open loop",
+        "'merged_x2' has no open loop",
+        "'switching' has no open loop",
     ]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tunescope.errors import StudyError
 from tunescope.records import FinishedStep
 from tunescope.study import outline
 from tunescope.study.identity import canonical, differences, fingerprint
@@ -43,12 +42,6 @@ def test_machines_follow_the_placement(plan):
     assert where["train/rte/full/final/seed-42"] == "vm2" == where["serve"]
     assert where["baseline/mrpc"] == "vm3" == where["correlate"]
     assert where["data/mrpc"] is None
-
-
-def test_placement_on_two_machines_is_refused():
-    study = load_study("quickstart").study
-    with pytest.raises(StudyError, match="both a and b"):
-        build_plan(study, {"a": {"train": ["mrpc"]}, "b": {"train": "all"}})
 
 
 def test_serving_reads_five_trained_models(plan):
@@ -94,6 +87,7 @@ def test_one_batch_size_for_both_arms():
 
 def test_outline_names_every_group(plan):
     text = "\n".join([*outline.graph(plan), *outline.cost(plan)])
+    assert "after the search of all methods" in text and "arms" not in "\n".join(outline.graph(plan))
     for name in ("train/rte/lora/search", "correlate", "drift/squad_v2", "Phase 2b", "vm3", "serve: 170 launches (17 arms x 10), and 9 of"):
         assert name in text
 

@@ -1,10 +1,9 @@
 """The four tasks: prompt, completion and scorer of each. One formulation for all: a prompt and a short completion."""
 
-import difflib
 from importlib import import_module
 from typing import Any, get_args
 
-from tunescope.errors import StudyError
+from tunescope.errors import StudyError, did_you_mean
 from tunescope.study.schema import TaskName
 
 from .base import Example, ScoredRow, Task
@@ -20,9 +19,7 @@ def get_task(name: str) -> Task:
     """
     known = get_args(TaskName)
     if name not in known:
-        near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise StudyError(f"no task named '{name}'{hint} Known tasks: {', '.join(known)}")
+        raise StudyError(f"no task named '{name}'{did_you_mean(name, known)}; known tasks: {', '.join(known)}")
     return import_module(f"{__name__}.{name}").TASK
 
 
