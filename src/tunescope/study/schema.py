@@ -1,12 +1,10 @@
 """The study file as types. The `study` half changes numbers and enters fingerprints; the `execution` half never does."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -17,9 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from tunescope.errors import did_you_mean
-
 from .arms import ArmName, parse_arm
+from .lists import Several, or_a_list
 from .rules import broken_placement, broken_rules
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
@@ -29,29 +26,6 @@ KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "
 Share = Annotated[float, Field(ge=0, le=1)]
 STUDY_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 Precision = Literal["auto", "fp32", "bf16-mixed", "bf16"]
-
-
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{', '.join(twice)} {'is' if len(twice) == 1 else 'are'} named more than once")
-    return values
-
-
-def _or_a_list(word: str) -> BeforeValidator:
-    """Of a list in whose place one word may stand: a lone value is told to be neither, in one message for both."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value != word:
-            raise ValueError(f"should be a list, e.g. [{value}], or {word}{did_you_mean(value, [word])}")
-        return value
-
-    return BeforeValidator(check)
-
-
-Value = TypeVar("Value")
-Several = Annotated[tuple[Value, ...], AfterValidator(_each_once), Field(json_schema_extra={"uniqueItems": True})]
-"""A list whose values are of one sort, each once: the same work is never planned twice."""
 
 
 class Frozen(BaseModel):
@@ -103,7 +77,7 @@ class AdapterSpec(Frozen):
     r: PositiveInt | None = 8
     lora_alpha: PositiveFloat | None = 16
     lora_dropout: Share | None = 0.05
-    target_modules: Annotated[Several[str] | Literal["all-linear"], _or_a_list("all-linear")] = ("q_proj", "v_proj")
+    target_modules: Annotated[Several[str] | Literal["all-linear"], or_a_list("all-linear")] = ("q_proj", "v_proj")
     options: dict[str, Any] = {}
 
 
@@ -218,7 +192,7 @@ class ServingSpec(Frozen):
 class AnalysisSpec(Frozen):
     """The registered plan: margins, metrics, families. Fixed before the runs."""
 
-    alpha: Share = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     quality_retained: Share = 0.97
     drift_reduction: Share = 0.20
     overhead_limit: PositiveFloat = 0.30
@@ -347,7 +321,7 @@ class Execution(Frozen):
     retry_budget: NonNegativeInt = 20
     """Of one run, all steps together."""
     step_timeout_s: PositiveInt | None = None
-    placement: dict[str, dict[Kind, Annotated[Several[TaskName] | Literal["all"], _or_a_list("all")]]] = {}
+    placement: dict[str, dict[Kind, Annotated[Several[TaskName] | Literal["all"], or_a_list("all")]]] = {}
     """machine -> kind -> tasks. A kind that no machine names runs anywhere; data steps run wherever they are needed."""
     tracking: Tracking = Tracking()
 
