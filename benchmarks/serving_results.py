@@ -30,6 +30,7 @@ from tunescope.report.tables import serving_table
 from tunescope.report.tables_statistics import statistics_tables
 from tunescope.report.tabular import Table
 from tunescope.serve.session import read_rows
+from tunescope.study.arms import SAME_SHAPE, parse_arm
 from tunescope.study.load import load_study
 from tunescope.study.schema import ModelSpec, ServingSpec, Study
 
@@ -71,7 +72,7 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     """
     asked = [json.loads((out / "asked.json").read_text()) for out in outs]
     _refuse_other_grids(outs, asked)
-    arms = list(dict.fromkeys(arm for each in asked for arm in each["serving"]["arms"]))
+    arms = sorted({arm for each in asked for arm in each["serving"]["arms"]}, key=_place)
     grid = {**asked[0]["serving"], "arms": arms, "launches": sum(each["serving"]["launches"] for each in asked)}
     folder = scratch / "joined"
     folder.mkdir()
@@ -85,6 +86,12 @@ def joined(outs: list[Path], scratch: Path) -> Path:
         shown = next((each for each in checked if not each["ok"]), checked[0])  # one session that serves something else spoils all
         (folder / "correctness.json").write_text(json.dumps(shown, indent=1))
     return folder
+
+
+def _place(name: str) -> tuple[Any, ...]:
+    """Where an arm stands in tables and figures, whatever session was first: models without adapters, then by number of adapters."""
+    arm = parse_arm(name)
+    return arm.switches, arm.engines, arm.lora, arm.adapters, SAME_SHAPE.index(arm.model), arm.slots, arm.narrow
 
 
 def _refuse_other_grids(outs: list[Path], asked: list[dict[str, Any]]) -> None:
