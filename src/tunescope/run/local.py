@@ -159,13 +159,12 @@ class LocalExecutor:
             _signal(self._workers[step_id], signal.SIGKILL)
 
     def close(self) -> None:
-        for worker in self._workers.values():
-            _signal(worker, signal.SIGTERM)
-        limit = time.monotonic() + GRACE_S
-        for worker in self._workers.values():
-            while _exit_code(worker) is None and time.monotonic() < limit:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # what a SIGKILL ended is waited for too: it does not vanish at once
+            for worker in self._workers.values():
+                _signal(worker, number)
+            limit = time.monotonic() + GRACE_S
+            while any(_exit_code(worker) is None for worker in self._workers.values()) and time.monotonic() < limit:
                 time.sleep(0.05)
-            _signal(worker, signal.SIGKILL)
         self._workers.clear()
 
 

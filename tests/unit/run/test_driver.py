@@ -161,6 +161,7 @@ def test_fail_fast_starts_nothing_after_a_failure(bench):
 
 def test_a_second_signal_does_not_break_the_ending_of_workers(bench):
     ended = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test before may have run the command line, which has one of its own
 
     class Slow(Inline):
         def poll(self, timeout_s):
