@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tunescope.run.files import files_below
+
 SMALLEST = (
     "training.max_steps=6",
     "tasks.sst2.max_steps=6",
@@ -61,7 +63,8 @@ class Cli:
     def results(self, study: str) -> dict[str, dict]:
         """Step id -> result.json of every finished step."""
         root = self.folder / "runs" / study / "steps"
-        return {str(p.parent.relative_to(root)): json.loads(p.read_text()) for p in sorted(root.rglob("result.json"))}
+        found = [p for p in files_below(root) if p.name == "result.json"]
+        return {str(p.parent.relative_to(root)): json.loads(p.read_text()) for p in found}
 
     @staticmethod
     def settings(*items: str) -> list[str]:

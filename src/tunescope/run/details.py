@@ -8,6 +8,7 @@ from typing import Any
 from tunescope.program import command, program
 from tunescope.tracking_services import offline_runs
 
+from .files import files_below
 from .session import Session
 from .state import StepState
 
@@ -32,7 +33,7 @@ def details(session: Session, step_id: str, study: str, overrides: Sequence[str]
         "fingerprint": state.fingerprint,
         "inputs": (state.inputs or state.step.inputs).model_dump(mode="json"),
         "result": result.result if result else None,
-        "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else [],
+        "files": [str(p.relative_to(folder)) for p in files_below(folder)],
         "log": log.read_text(errors="replace").splitlines() if log.exists() else [],
         "command": _command(state, folder, study, overrides),
         "sync": f"{program('wandb')} sync {shlex.join(map(str, waiting))}" if (waiting := offline_runs(folder)) else None,

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, in order of path; what vanishes meanwhile is left out, for a live step makes and removes folders."""
+    yield from sorted(path for place, _, names in os.walk(folder) for name in names if (path := Path(place, name)).is_file())
 
 
 def sha256_file(path: Path) -> str:

@@ -16,7 +16,7 @@ from tunescope.study.identity import canonical, fingerprint
 from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
-from .files import TEMPORARY, read_json, sha256_file, write_json
+from .files import TEMPORARY, files_below, read_json, sha256_file, write_json
 from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease, unused
 
 FORMAT = 1
@@ -346,7 +346,7 @@ def _version(path: str) -> tuple[int, int, int] | None:
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every lasting artefact of a step folder."""
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         relative = path.relative_to(folder)
-        if path.is_file() and relative.parts[0] not in _BOOKKEEPING and not relative.parts[0].startswith(_TRANSIENT):
+        if relative.parts[0] not in _BOOKKEEPING and not relative.parts[0].startswith(_TRANSIENT):
             yield str(relative), path.stat().st_size
