@@ -5,12 +5,17 @@
 
 Makes a TinyLlama-1.1B-shaped base (or takes `--model FOLDER`), a second set of full weights and one rank-8 q,v adapter a task, then runs
 the real serve step on them. Finished launches in `--out` are kept, so the command can be given again after an interruption, and with more
-`--launches`. `serving_results.py` makes tables and figures of what is there.
+`--launches`; `--seconds` starts no launch that would not end in time. `serving_results.py` makes tables and figures of what is there.
 """
 
 import argparse
 import json
+import os
 import shutil
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,13 @@ SHAPES = {
         "vocab_size": 8192, "max_position_embeddings": 1024,
     },
 }  # fmt: skip
+FIRST_LAUNCH_S = 150.0
+"""Seconds set aside for a launch before any has been timed."""
 KEPT = ("launches.jsonl", "open_loop.jsonl", "correctness.json")
+
+
+class OutOfTimeError(Exception):
+    """The next launch would not end within `--seconds`."""
 
 
 class Printed:
@@ -111,7 +122,9 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    args = arguments()
+    start, args = time.monotonic(), arguments()
+    spec = serving_spec(args)
+    refuse_forgotten_arms(args.out, spec)
     args.out.mkdir(parents=True, exist_ok=True)
     folder, data = args.work / "steps" / "serve", args.work / "data"
     for each in (folder, args.work / "steps" / "data"):
@@ -123,26 +136,62 @@ def main() -> None:
     if not (data / "sst2").is_dir():
         inputs = DataInputs(task="sst2", data=DataSpec(source="sample"), limits=Limits(train=20, selection=20, test=50), probe_examples=10)
         run_data(inputs, StepContext(args.work / "steps" / "data", data, {}, "cpu", Printed()))
+    (args.out / "asked.json").write_text(json.dumps(asked(args, spec), indent=1))
+    ctx = StepContext(folder, data, upstream, args.device, Printed(), teller(folder, args.out, start, args.seconds))
+    try:
+        result = run_serve(ServeInputs(model=model, serving=spec, reference_method="full", candidate_method="lora"), ctx)
+    except OutOfTimeError as stopped:
+        print(f"{stopped}; give the command again to go on")
+    else:
+        (args.out / "result.json").write_text(json.dumps({"outputs": result.outputs, "notes": result.notes}, indent=1))
+        print("\n".join(f"note: {n}" for n in result.notes))
+    finally:
+        save(folder, args.out)
+    show(read_rows(args.out / "launches.jsonl"))
+
+
+def teller(folder: Path, out: Path, start: float, seconds: float | None) -> Callable[[int, int, str], None]:
+    """Called before the first launch and after each: keeps what is finished, and stops when one more might not end in time."""
+    ends: list[float] = []
 
     def told(done: int, total: int, text: str) -> None:
-        print(f"{done}/{total} {text}", flush=True)
-        save(folder, args.out)
+        ends.append(time.monotonic())
+        took = [after - before for before, after in pairwise(ends)]
+        print(f"{done}/{total} {text}" + (f" {took[-1]:.0f} s" if took else ""), flush=True)
+        save(folder, out)
+        more = max(took[1:] or took or [FIRST_LAUNCH_S])  # the first includes preparing
+        if seconds is not None and done < total and ends[-1] - start + more > seconds:
+            raise OutOfTimeError(f"stopped at {done} of {total}: another launch of {more:.0f} s would not end within {seconds:g} s")
 
-    ctx = StepContext(folder, data, upstream, args.device, Printed(), told)
-    spec = serving_spec(args)
-    asked = {"command": command(args), "model": args.model or f"{args.shape}, random weights", "serving": spec.model_dump(mode="json")}
-    (args.out / "asked.json").write_text(json.dumps(asked, indent=1))
-    inputs = ServeInputs(model=model, serving=spec, reference_method="full", candidate_method="lora")
-    result = run_serve(inputs, ctx)
-    save(folder, args.out)
-    (args.out / "result.json").write_text(json.dumps({"outputs": result.outputs, "notes": result.notes}, indent=1))
-    show(read_rows(args.out / "launches.jsonl"), result.notes)
+    return told
+
+
+def refuse_forgotten_arms(out: Path, spec: ServingSpec) -> None:
+    """A session keeps the launches of the arms it is asked for and no others; those of other arms would be lost."""
+    opened = spec.open_loop.arms if spec.open_loop else ()
+    for name, arms in (("launches.jsonl", spec.arms), ("open_loop.jsonl", opened)):
+        lost = sorted({row["arm"] for row in finished(read_rows(out / name))} - set(arms))
+        if lost:
+            held = f"{out / name} holds finished launches of {', '.join(lost)}"
+            sys.exit(f"{held}, which this command does not name and would drop: name them too, or give another --work and --out")
+
+
+def asked(args: argparse.Namespace, spec: ServingSpec) -> dict[str, Any]:
+    """What was asked for, with every command that was given into `--out`, in order."""
+    path = args.out / "asked.json"
+    before = json.loads(path.read_text())["command"].splitlines() if path.is_file() else []
+    commands = dict.fromkeys([*before, command(args)])
+    model = Path(args.model).name if args.model else f"{args.shape}, random weights"
+    return {"command": "\n".join(commands), "model": model, "serving": spec.model_dump(mode="json")}
 
 
 def command(args: argparse.Namespace) -> str:
     """The command with every option that changes a number."""
-    said = {k: v for k, v in vars(args).items() if k not in ("work", "out") and v != ""}
-    return "python benchmarks/bench_serving.py " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in said.items())
+    said = {k: v for k, v in vars(args).items() if k not in ("work", "out", "seconds") and v != ""}
+    said |= {"model": Path(args.model).name} if args.model else {}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    head = f"CUDA_VISIBLE_DEVICES={devices} " if devices and args.device != "cpu" else ""
+    return f"{head}python benchmarks/bench_serving.py " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in said.items())
 
 
 def save(folder: Path, out: Path) -> None:
@@ -151,8 +200,10 @@ def save(folder: Path, out: Path) -> None:
             shutil.copy(folder / name, out / name)
 
 
-def show(rows: list[dict[str, Any]], notes: list[str]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Medians per cell, and each arm's ratio to the merged arm over the cells they share."""
+    if not finished(rows):
+        return
     table = cell_table(rows)
     print(
         table.pivot_table(index=["arm", "prompt_length", "sampling"], columns="batch_size", values="ms_per_token_median")
@@ -165,7 +216,6 @@ def show(rows: list[dict[str, Any]], notes: list[str]) -> None:
             if ratio and arm != "merged" and cell[1:] == (256, "greedy"):
                 limits = f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio.low is not None and ratio.high is not None else "one launch"
                 print(f"{arm:<18} batch {cell[0]:<3} ratio {ratio.ratio:.3f} ({limits}, {ratio.launches} launches)")
-    print("\n".join(f"note: {n}" for n in notes))
 
 
 def arguments() -> argparse.Namespace:
@@ -184,6 +234,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--launches", type=int, default=10)
     parser.add_argument("--timeout", type=int, default=1800)
+    parser.add_argument("--seconds", type=float, help="start no launch that would not end within so many seconds, by the longest so far")
     parser.add_argument("--rates", default="", help="open loop: mean arrivals a second, e.g. 4,16; empty leaves it out")
     parser.add_argument("--open-arms", default="base,merged,adapters_2")
     parser.add_argument("--open-requests", type=int, default=500)

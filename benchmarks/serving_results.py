@@ -36,6 +36,8 @@ from tunescope.study.schema import ModelSpec, ServingSpec, Study
 
 DRAWN = ("overhead", "overhead_adapters", "serving_scaling", "latency_throughput", "serving_memory", "switching")
 STEP = "serve"
+_NO_GRID = ("arms", "launches", "launch_timeout_s", "open_loop")
+"""Settings that may differ between sessions of one benchmark; open loops are compared where a session has one."""
 
 
 def study_of(asked: dict[str, Any]) -> Study:
@@ -74,6 +76,7 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     _refuse_other_grids(outs, asked)
     arms = sorted({arm for each in asked for arm in each["serving"]["arms"]}, key=_place)
     grid = {**asked[0]["serving"], "arms": arms, "launches": sum(each["serving"]["launches"] for each in asked)}
+    grid["open_loop"] = _open_loop(asked)
     folder = scratch / "joined"
     folder.mkdir()
     said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
@@ -95,11 +98,23 @@ def _place(name: str) -> tuple[Any, ...]:
 
 
 def _refuse_other_grids(outs: list[Path], asked: list[dict[str, Any]]) -> None:
-    grids = [{"model": each["model"], **{k: v for k, v in each["serving"].items() if k not in ("arms", "launches")}} for each in asked]
-    for out, grid in zip(outs, grids, strict=True):
+    grids = [{"model": each["model"], **{k: v for k, v in each["serving"].items() if k not in _NO_GRID}} for each in asked]
+    opened = next((each["serving"]["open_loop"] for each in asked if each["serving"].get("open_loop")), None)
+    for out, grid, each in zip(outs, grids, asked, strict=True):
         other = [key for key in grids[0] if grid.get(key) != grids[0][key]]
+        own = each["serving"].get("open_loop")
+        other += [f"open_loop.{key}" for key in own or () if key not in _NO_GRID and own[key] != opened[key]]
         if other:
             raise ValueError(f"{out / 'asked.json'}: another {', '.join(other)} than in {outs[0]}, so they are not one benchmark")
+
+
+def _open_loop(asked: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The open loop of the sessions that have one: their arms and launches together."""
+    opened = [each["serving"]["open_loop"] for each in asked if each["serving"].get("open_loop")]
+    if not opened:
+        return None
+    arms = sorted({arm for each in opened for arm in each["arms"]}, key=_place)
+    return {**opened[0], "arms": arms, "launches": sum(each["launches"] for each in opened)}
 
 
 def _numbered_on(files: list[Path]) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def test_launches_of_sessions_are_numbered_on_and_stay_paired(results, tmp_path)
     assert numbers == {"base": [0, 1, 3, 4], "merged": [0, 1, 2, 3, 4]}
     source = {(r["launch"], r["from"]) for r in rows}
     assert source == {(0, "one"), (1, "one"), (2, "one"), (3, "two"), (4, "two")}  # a pair never spans two sessions
-    assert asked["serving"] == {"arms": ["base", "merged"], "launches": 5} and asked["command"] == "bench one\nbench two"
+    assert asked["serving"] == {"arms": ["base", "merged"], "launches": 5, "open_loop": None} and asked["command"] == "bench one\nbench two"
 
 
 def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
@@ -69,6 +69,27 @@ def test_sessions_of_another_model_or_grid_are_refused_also_without_a_shared_arm
     asked = json.loads((outs[1] / "asked.json").read_text())
     (outs[1] / "asked.json").write_text(json.dumps(asked | {"model": "another"}))
     with pytest.raises(ValueError, match=r"two/asked\.json: another model than in .*one"):
+        joined_rows(results, tmp_path, outs)
+
+
+def opened(folder, **other):
+    asked = json.loads((folder / "asked.json").read_text())
+    asked["serving"]["open_loop"] = {"arms": ["base"], "launches": 2, "requests": 500} | other
+    (folder / "asked.json").write_text(json.dumps(asked))
+    return folder
+
+
+def test_sessions_with_and_without_an_open_loop_are_one_benchmark(results, tmp_path):
+    outs = [session(tmp_path / n, ["base"], 1) for n in ("one", "two", "three")]
+    opened(outs[1]), opened(outs[2], arms=["merged"], launches=1)
+    asked, _ = joined_rows(results, tmp_path, outs)
+    assert asked["serving"]["open_loop"] == {"arms": ["base", "merged"], "launches": 3, "requests": 500}
+
+
+def test_open_loops_of_other_loads_are_refused(results, tmp_path):
+    outs = [session(tmp_path / n, ["base"], 1) for n in ("one", "two", "three")]
+    opened(outs[1]), opened(outs[2], requests=100)
+    with pytest.raises(ValueError, match=r"three/asked\.json: another open_loop\.requests"):
         joined_rows(results, tmp_path, outs)
 
 
