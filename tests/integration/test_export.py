@@ -62,6 +62,28 @@ for name, (way, *where) in jobs.items():
 assert not [m for m in sys.modules if m.split(".")[0] == "tunescope"]
 save_file(found, out)
 """
+SERVING = """
+import json, os, sys
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+engines, text, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+how, found = SamplingParams(temperature=0.0, max_tokens=1, logprobs=20), {}
+for model, adapters in engines.items():
+    lora = {"enable_lora": True, "max_lora_rank": 8, "max_loras": len(adapters) + 1} if adapters else {}
+    llm = LLM(model, dtype="float32", enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=2**26, **lora)
+    for number, folder in enumerate(adapters or [None], start=1):
+        request = LoRARequest(folder, number, folder) if folder else None
+        answer = llm.generate([text], how, use_tqdm=False, lora_request=request)[0]
+        logprobs = {token: entry.logprob for token, entry in answer.outputs[0].logprobs[0].items()}
+        found[folder or model] = {"ids": answer.prompt_token_ids, "logprobs": logprobs}
+    del llm  # an engine takes the process's groups with it when it goes
+assert not [m for m in sys.modules if m.split(".")[0] == "tunescope"]
+with open(out, "w") as file:
+    json.dump(found, file)
+os._exit(0)  # tearing the engine down can hang
+"""
 
 
 def load_elsewhere(jobs: dict[str, tuple[str, ...]], folder: Path, cwd: Path) -> dict[str, torch.Tensor]:
@@ -144,6 +166,25 @@ def test_every_folder_loads_without_tunescope_and_computes_the_same(trained, exp
             same(found, job, own(load_finetuned(SPROUT, step, torch.float32, "cpu")))
     base = own(load_model(SPROUT, dtype=torch.float32, device="cpu"))
     assert not any(torch.equal(v, base) for k, v in found.items() if k.endswith("/logits"))
+
+
+def test_plain_vllm_serves_every_folder(trained, export, has_vllm, tmp_path):
+    if not has_vllm:
+        pytest.skip("vLLM is not installed")
+    assert export(tmp_path / "out", "--merged")[0] == 0
+    adapters, engines = ["sst2-lora-seed-42", "sst2-pissa-seed-42"], ["sst2-lora-seed-42-merged", "sst2-full-seed-42"]
+    arguments = [json.dumps({"base": adapters} | {name: [] for name in engines}), TEXT, str(tmp_path / "found.json")]
+    done = subprocess.run([sys.executable, "-c", SERVING, *arguments], cwd=tmp_path / "out", capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == [*adapters, *engines]
+    for name, said in found.items():
+        wanted = own(load_finetuned(SPROUT, finals(trained, name.split("-")[1]), torch.float32, "cpu"))[0, -1].log_softmax(-1)
+        assert said["ids"] == ids()[0].tolist()
+        worst = max(abs(value - wanted[int(token)].item()) for token, value in said["logprobs"].items())
+        effect = abs(wanted - own(load_model(SPROUT, dtype=torch.float32, device="cpu"))[0, -1].log_softmax(-1)).max().item()
+        limit = 3e-2 if name.endswith("merged") else 2e-3  # merged weights are cast to bf16 once
+        assert len(said["logprobs"]) >= 20 and worst < limit < effect / 10, (name, worst, effect)
 
 
 def test_the_lines_of_each_card_work_where_the_export_was_moved(trained, export, tmp_path):
