@@ -129,7 +129,8 @@ def main() -> None:
     folder, data = args.work / "steps" / "serve", args.work / "data"
     for each in (folder, args.work / "steps" / "data"):
         each.mkdir(parents=True, exist_ok=True)
-    for name in KEPT[:2]:
+    for name in KEPT:
+        (folder / name).unlink(missing_ok=True)  # another session's: `--out` alone says what is finished
         if (args.out / name).is_file():
             shutil.copy(args.out / name, folder / name)
     model, upstream = stage(args)
