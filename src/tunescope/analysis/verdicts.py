@@ -52,31 +52,35 @@ def comparable(claim: Claim, claims: Sequence[Claim]) -> bool:
     return not any(meaningless(c) for c in tasks if c.task == shown)
 
 
+def compared(claims: list[Claim]) -> list[Claim]:
+    """The claims on tasks that were learned; all of them where none was."""
+    return [c for c in claims if not meaningless(c)] or claims
+
+
 def weakest(claims: list[Claim]) -> Claim | None:
     """The measured claim with the largest p: the one an intersection-union verdict rests on; of a task that was learned, if any was."""
-    measured = [c for c in claims if c.estimate is not None and c.p is not None]
-    measured = [c for c in measured if not meaningless(c)] or measured
+    measured = [c for c in compared(claims) if c.estimate is not None and c.p is not None]
     return max(measured, key=lambda c: (c.p or 0.0, -(c.estimate or 0.0)), default=None)
 
 
 def overall(claims: list[Claim], claim_id: str, statement: str, alpha: float) -> Claim:
     """One claim on all tasks at once: intersection-union for it, Bonferroni over tasks against it, the weakest task as its estimate.
 
-    It has the reasons of every task: one undecidable task leaves it undecided.
+    It has the reasons of every task: one undecidable task leaves it undecided. p, estimate and counts are then of the tasks that compare
+    something: a p of a task on which nothing was learned would stand beside another task's estimate.
     """
-    worst = weakest(claims)
-    p = intersection_union([c.p for c in claims]) if worst else None
-    opposite = any_of([c.p_opposite for c in claims]) if worst else None
-    first = worst or claims[0]
+    worst, tasks = weakest(claims), compared(claims)
+    p = intersection_union([c.p for c in tasks]) if worst else None
+    opposite = any_of([c.p_opposite for c in tasks]) if worst else None
+    first, counted = worst or claims[0], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
     found = first.model_copy(
         update={
             "id": claim_id, "task": None, "statement": statement, "p": p, "p_opposite": opposite, "p_adjusted": None,
             "weakest_task": worst.task if worst else None, "reasons": [r for c in claims for r in c.reasons],
             "notes": [f"{NAMES[str(c.task)]}: {note}" for c in claims for note in c.notes],
-            "method": f"intersection-union over tasks (largest p, no correction); against it {len(claims)} x the smallest opposite p",
-            "steps": sorted({s for c in claims for s in c.steps}), "verdict": "inconclusive",
-            "n_seeds": min((c.n_seeds for c in claims if c.n_seeds is not None), default=None),
-            "n_examples": sum(c.n_examples or 0 for c in claims) or None, "df": worst.df if worst else None,
+            "method": f"intersection-union over {counted} (largest p, no correction); against it {len(tasks)} x the smallest opposite p",
+            "steps": sorted({s for c in claims for s in c.steps}), "verdict": "inconclusive", "n_seeds": first.n_seeds,
+            "n_examples": first.n_examples, "df": worst.df if worst else None,
         }
     )  # fmt: skip
     return decide(found, alpha)

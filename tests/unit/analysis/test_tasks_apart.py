@@ -35,6 +35,22 @@ def test_a_contradicted_task_beside_an_undecided_whole_is_explained() -> None:
     assert steps == ["train/mrpc", "train/rte", "train/sst2"]
 
 
+def test_no_number_of_an_unlearned_task_stands_beside_anothers_estimate() -> None:
+    tasks = family(sst2=0.01, rte=-0.47, mrpc=-0.9)[:-1]
+    unequal = [
+        c.model_copy(update={"n_examples": 160 if c.task == "sst2" else 204, "n_seeds": 5 if c.task == "sst2" else 3}) for c in tasks
+    ]
+    whole = overall(unequal, "quality/all", "", ALPHA)
+    assert (whole.weakest_task, whole.p, whole.p_opposite, whole.n_examples, whole.n_seeds) == ("sst2", 0.01, 0.99, 160, 5)
+    assert whole.verdict == "inconclusive" and [r.task for r in whole.reasons] == ["rte", "rte"]
+    assert whole.steps == ["train/mrpc", "train/rte", "train/sst2"] and "over 1 task (" in whole.method
+
+
+def test_where_nothing_was_learned_the_largest_p_of_all_remains() -> None:
+    whole = family(sst2=-0.2, rte=-0.47)[-1]
+    assert whole.p == 0.47 and whole.verdict == "inconclusive"
+
+
 def test_a_supported_task_beside_a_merely_undecided_one_names_it() -> None:
     ((text, _),) = tasks_apart(family(sst2=1e-4, rte=0.4), SPEC)
     assert "supported for SST-2" in text and "not decided is RTE" in text and "cannot be judged" not in text
