@@ -60,7 +60,7 @@ def test_named_results_exist(quickstart, has_vllm):
 def test_commands_under_the_tables_of_the_report_work(quickstart):
     page = (quickstart.folder / "runs/quickstart/results/report.html").read_text()
     commands = [unescape(code) for code in re.findall(r"<code>(tunescope (?:report|run) [^<]*)</code>", page)]
-    for name in ("claims", "master", "statistics_mcnemar"):
+    for name in ("claims", "master", "statistics_gate"):
         recompute = next(c for c in commands if c.endswith(f"--table {name}"))
         printed = quickstart(*shlex.split(recompute)[1:]).stdout
         assert printed == (quickstart.folder / f"runs/quickstart/results/tables/{name}.csv").read_text()

@@ -171,15 +171,15 @@ def runs_table(p: Profiles) -> Table:
     """The registered scalar of every paired run."""
     rows = [
         (d.task, seed, c, r, c - r, float(np.log(c / r)) if c > 0 and r > 0 else None, 1 - c / r if r > 0 else None)
-        for d in p.m.drifts
+        for d in p.m.contrasts
         for seed, c, r in zip(d.seeds, d.candidate_S.tolist(), d.reference_S.tolist(), strict=True)
     ]
     columns = ("task", "seed", *p.methods, "difference", "log ratio", "reduction")
     note = (
-        "Mean over decoder layers of 1 − debiased CKA at the checkpoint with the best selection loss, one line a seed; tasks on which "
-        "nothing was learned are among them."
+        "Mean over decoder layers of 1 − debiased CKA at the checkpoint with the best selection loss, one line a seed. Runs on tasks that "
+        "neither method learned are in the quality-drift frontier."
     )
-    return table("Drift of every pair of runs", columns, rows, note, (s for d in p.m.drifts for s in d.steps))
+    return table("Drift of every pair of runs", columns, rows, note, (s for d in p.m.contrasts for s in d.steps))
 
 
 def blocks_table(p: Profiles) -> Table:
@@ -199,7 +199,7 @@ def blocks_table(p: Profiles) -> Table:
 def layers_table(p: Profiles) -> Table:
     """Candidate minus reference by layer: simultaneous band and max-statistic p."""
     rows, steps = [], []
-    for task in p.m.study.tasks:
+    for task in p.m.learned:
         if (found := layer_differences(p, task)) is None:
             continue
         steps += p.steps(task)
@@ -275,7 +275,7 @@ def equal_quality_table(p: Profiles) -> Table:
     """Drift of both methods when each first reached the same selection loss."""
     rows: list[tuple[Any, ...]] = []
     steps = []
-    for task in p.m.study.tasks:
+    for task in p.m.learned:
         found = equal_quality(*(p.runs(task, method) for method in p.methods))
         lines = [
             [r[k] for k in ("selection_loss", "candidate_step", "reference_step", "candidate_drift", "reference_drift")] for r in found

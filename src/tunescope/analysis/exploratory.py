@@ -14,6 +14,7 @@ from .drift import drift_test
 from .effects import anova
 from .frames import Frames
 from .paired import mcnemar
+from .quality import task_quality
 from .regression import cochran_q
 from .scores import DriftPair, Paired, paired_drift, paired_scores
 from .tables import Material, Table, run_values, table
@@ -133,8 +134,8 @@ def _relation(m: Material) -> Iterator[Row]:
 
 def _seeds(m: Material) -> Iterator[Row]:
     """Seeds on which the order of the methods turns over, clearly."""
-    for q in m.qualities:
-        s = paired_scores(m.frames, q.task, "exact_match", *_names(m))
+    for task in m.passing:
+        s = paired_scores(m.frames, task, "exact_match", *_names(m))
         if s is None or len(s.seeds) < 3:
             continue
         mean = float((s.candidate_SN - s.reference_SN).mean())
@@ -143,7 +144,7 @@ def _seeds(m: Material) -> Iterator[Row]:
             n10, n01 = int((a & ~b).sum()), int((~a & b).sum())
             p = mcnemar(n10, n01).p_mid
             if (n10 - n01) * mean < 0 and p <= SURPRISE:
-                yield q.task, f"seed {seed} turns the order of the methods over ({n10} against {n01} examples)", p
+                yield task, f"seed {seed} turns the order of the methods over ({n10} against {n01} examples)", p
 
 
 def _names(m: Material) -> tuple[str, str]:
@@ -156,11 +157,12 @@ def added_seeds_table(frames: Frames, study: Study, added: tuple[int, ...]) -> T
     steps: list[str] = []
     names = spec.candidate_method, spec.reference_method
     for task in study.tasks if added else ():
-        scores = paired_scores(frames, task, spec.primary_metric.get(task, "accuracy"), *names)
-        if scores is not None and set(scores.seeds) & set(added) and len(scores.seeds) > 1 and len(set(scores.groups)) > 1:
-            rows.append(("quality", task, len(scores.seeds), *_ratio(relative_test(*scores.units(), margin=spec.quality_retained))))
+        quality = task_quality(frames, study, task)
+        scores, test = quality.scores, quality.test
+        if scores is not None and test is not None and set(scores.seeds) & set(added) and not quality.gate_failed(spec.reference_method):
+            rows.append(("quality", task, len(scores.seeds), *_ratio(test)))
             steps += scores.steps
-        pair: DriftPair | None = paired_drift(frames, task, *names)
+        pair: DriftPair | None = paired_drift(frames, task, *names) if quality.learned(names) else None
         found = drift_test(pair, spec.drift_reduction) if pair is not None and set(pair.seeds) & set(added) else None
         if pair is not None and found is not None:
             rows.append(("drift", task, len(pair.seeds), *_ratio(found[0])))

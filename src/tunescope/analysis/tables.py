@@ -46,10 +46,14 @@ class Material:
         return [q.scores for q in self.qualities if q.scores is not None]
 
     @property
+    def passing(self) -> list[str]:
+        """Tasks whose gate has not failed: on the others a comparison of scores means nothing."""
+        return [q.task for q in self.qualities if not q.gate_failed(self.study.analysis.reference_method)]
+
+    @property
     def comparable(self) -> list[Paired]:
-        """The paired tasks whose gate has not failed: on the others a comparison of scores means nothing."""
-        reference = self.study.analysis.reference_method
-        return [q.scores for q in self.qualities if q.scores is not None and not q.gate_failed(reference)]
+        """The paired tasks whose gate has not failed."""
+        return [s for s in self.paired if s.task in self.passing]
 
     @property
     def testable(self) -> list[Paired]:
@@ -57,10 +61,14 @@ class Material:
         return [s for s in self.comparable if len(s.seeds) > 1 and len(set(s.groups)) > 1]
 
     @property
+    def learned(self) -> list[str]:
+        """Tasks but for those that neither method learned, where a comparison of drift means nothing."""
+        return [q.task for q in self.qualities if q.learned(_methods(self))]
+
+    @property
     def contrasts(self) -> list[DriftPair]:
-        """Drift of both methods on the tasks where at least one of them learned something."""
-        idle = {q.task for q in self.qualities if not q.learned(_methods(self))}
-        return [d for d in self.drifts if d.task not in idle]
+        """Drift of both methods on the tasks that were learned."""
+        return [d for d in self.drifts if d.task in self.learned]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str, steps: Iterable[str]) -> Table:
@@ -113,7 +121,7 @@ def gate_table(m: Material) -> Table:
 def mcnemar_table(m: Material) -> Table:
     """Exact and mid-p McNemar per task and seed."""
     rows = []
-    found = [s for s in (paired_scores(m.frames, q.task, "exact_match", *_methods(m)) for q in m.qualities) if s is not None]
+    found = [s for s in (paired_scores(m.frames, task, "exact_match", *_methods(m)) for task in m.passing) if s is not None]
     for s in found:
         for k, seed in enumerate(s.seeds):
             a, b = s.candidate_SN[k] > 0.5, s.reference_SN[k] > 0.5
@@ -142,15 +150,15 @@ def f1_table(m: Material) -> Table:
     """Approximate randomisation of F1 per task and seed."""
     rows: list[tuple[Any, ...]] = []
     steps: list[str] = []
-    for index, q in enumerate(m.qualities):
-        s = paired_scores(m.frames, q.task, "f1", *_methods(m))
+    for index, task in enumerate(m.passing):
+        s = paired_scores(m.frames, task, "f1", *_methods(m))
         if s is None:
             continue
         steps += s.steps
         for k, seed in enumerate(s.seeds):
             rng = np.random.default_rng([index, k])
             test = _f1_test(m, s, k, rng)
-            rows.append((q.task, seed, test.statistic, test.p, test.attainable_p, test.draws, decision_of(test, m.study.analysis.alpha)))
+            rows.append((task, seed, test.statistic, test.p, test.attainable_p, test.draws, decision_of(test, m.study.analysis.alpha)))
     columns = ("task", "seed", "F1 difference", "p", "attainable p", "draws", "at alpha")
     note = "Two-sided, systems swapped within each example; token F1 for SQuAD, F1 of the positive class elsewhere."
     return table("Approximate randomisation test of F1", columns, rows, note, steps)

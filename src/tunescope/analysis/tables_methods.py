@@ -18,15 +18,12 @@ def ablation_table(m: Material, rows_of: list[TaskRow]) -> Table:
 
     No ratio where the gate failed (quality) or nothing was learned (drift).
     """
-    spec = m.study.analysis
-    failed = {q.task for q in m.qualities if q.gate_failed(spec.reference_method)}
-    idle = {q.task for q in m.qualities if not q.learned((spec.candidate_method, spec.reference_method))}
     reference = {r.task: r for r in rows_of if r.method == m.study.analysis.reference_method}
     rows = []
     for r in rows_of:
         base = reference.get(r.task)
-        relative = r.quality_mean / base.quality_mean if r.quality_mean and base and base.quality_mean and r.task not in failed else None
-        ratio = r.drift_mean / base.drift_mean if r.drift_mean and base and base.drift_mean and r.task not in idle else None
+        relative = r.quality_mean / base.quality_mean if r.quality_mean and base and base.quality_mean and r.task in m.passing else None
+        ratio = r.drift_mean / base.drift_mean if r.drift_mean and base and base.drift_mean and r.task in m.learned else None
         head = (r.task, r.method, *_setting(m, r.method), r.learning_rate, r.n_seeds)
         rows.append(
             (*head, r.quality_mean, r.quality_sd, relative, r.drift_mean, r.drift_sd, ratio, r.trainable_parameters, r.trainable_share)

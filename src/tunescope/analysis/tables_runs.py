@@ -44,7 +44,7 @@ def correlation_table(m: Material) -> Table:
 
 def tukey_table(m: Material) -> Table:
     """Post-hoc comparisons between three or more methods."""
-    runs = [p for p in points(m) if p.role == "final" and p.quality is not None]
+    runs = [p for p in points(m) if p.role == "final" and p.quality is not None and p.task in m.passing]
     found = tukey(
         pd.DataFrame([{"method": p.method, "task": p.task, "value": p.quality} for p in runs], columns=["method", "task", "value"])
     )

@@ -154,7 +154,7 @@ def layer_differences(material: Material) -> Chart:
     """Candidate minus reference by layer with the simultaneous band, as the findings' table gives them."""
     entry = material.findings.statistics.get("drift_layers")
     if not entry or not entry["rows"]:
-        raise NoData("no seed has drift records of both methods")
+        raise NoData("no task that was learned has a seed with drift records of both methods")
     frame = pd.DataFrame(entry["rows"], columns=entry["columns"])
     low, high, p = frame.columns[-3:]
     spec = material.study.analysis

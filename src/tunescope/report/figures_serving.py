@@ -105,16 +105,17 @@ def latency_throughput(material: Material) -> Chart:
     if not rows:
         raise NoData("no serving cell has request latencies")
     figure, (ax,) = panels([""], height=3.4)
-    arms = _arms(rows, material)
-    for k, arm in enumerate(arms):
+    numbered = _lowest(rows)
+    for k, arm in enumerate(_arms(rows, material)):
         colour, marker, dash = looks(k)
         mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
         x, y = [r.tokens_per_s_median for r in mine], [float(r.latency_p50_ms or 0) for r in mine]
         ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=4, lw=1, label=arm_name(arm))
-        for r, here, there in zip(mine, x, y, strict=True) if arm == arms[0] else ():
+        for r, here, there in zip(mine, x, y, strict=True) if arm == numbered else ():
             ax.annotate(f"{r.batch_size}", (here, there), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=colour)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.margins(y=0.16)  # room for the numbers
     ax.grid(axis="both", which="major")
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         shown = "25" if high / low > 5 else "23456789"  # a short axis would hardly have a number
@@ -129,10 +130,18 @@ def latency_throughput(material: Material) -> Chart:
         for r in rows
     )
     caption = (
-        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers on the first line are "
-        "batch sizes. Lower and further right is better."
+        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers under the line of "
+        f"{arm_name(numbered)} are batch sizes. Lower and further right is better."
     )
     return Chart("latency_throughput", "Latency against throughput", caption, f"{alt}.", _steps(rows), figure)
+
+
+def _lowest(rows: Sequence[ServingRow]) -> str:
+    """Of the arms with the most batch sizes, the one of lowest latencies: what stands under its line is least in the way of others."""
+    latencies: dict[str, list[float]] = {}
+    for r in rows:
+        latencies.setdefault(r.arm, []).append(float(r.latency_p50_ms or 0))
+    return min(latencies, key=lambda arm: (-len(latencies[arm]), sum(latencies[arm])))
 
 
 def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], k: int) -> None:

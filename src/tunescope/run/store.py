@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,14 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunescope.records import FinishedStep, StepResult
-from tunescope.study.identity import canonical, fingerprint
+from tunescope.study.identity import canonical
 from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
-from .files import TEMPORARY, files_below, read_json, sha256_file, write_json
+from .files import TEMPORARY, read_json, sha256_file, write_json
 from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease, unused
+from .sealing import FORMAT, sealed, unusable
 
-FORMAT = 1
-RESULT_KEYS = {"fingerprint", "digest", "metrics", "resources", "outputs", "content", "files", "notes"}
-_BOOKKEEPING = {
-    "step.json",
-    "result.json",
-    "error.json",
-    "provenance.json",
-    "log.txt",
-    "lease.json",
-    "lease.lock",
-    "metrics.jsonl",
-}
-_TRANSIENT = ("wandb", "checkpoint", ".")
-"""Prefixes of top-level names that may vanish from a finished folder (see `clean`)."""
 ASIDE = ".merging-"
 """Beginning of the names of folders where those of other stores are copied before they are moved in."""
 
@@ -145,7 +132,7 @@ class Store:
         value, step = read_json(folder / "result.json"), read_json(folder / "step.json")
         if value is None or step is None:
             return None, f"{'result.json' if step else 'step.json'} is cut off or unreadable"
-        problem = _problem(folder, value)
+        problem = unusable(folder, value)
         if problem:
             return None, problem
         return FinishedStep(id=step_id, folder=folder, inputs=step["inputs"], result=value), ""
@@ -265,16 +252,8 @@ class Store:
             wall_s: seconds that the step took, by a clock that cannot jump.
         """
         folder = self.folder(record.id)
-        metrics = [m.model_dump(mode="json") for m in result.metrics]
-        content = {path: sha256_file(folder / path) for path in sorted(set(result.content))}
-        digest = content_digest(metrics, result.outputs, content)
-        value = {
-            "format": FORMAT, "id": record.id, "fingerprint": record.fingerprint, "digest": digest,
-            "metrics": metrics, "resources": [m.model_dump(mode="json") for m in result.resources], "outputs": result.outputs,
-            "content": content, "files": dict(_files(folder)), "notes": result.notes, "started": started, "finished": time.time(),
-            "wall_s": wall_s, "step_sha256": sha256_file(folder / "step.json"),
-        }  # fmt: skip
-        write_json(folder / "result.json", {**value, "seal": fingerprint(value)})
+        value = sealed(folder, record.id, record.fingerprint, result, started=started, wall_s=wall_s)
+        write_json(folder / "result.json", value)
 
     def damaged(self, step_id: str) -> str:
         """Which deterministic artefact of a finished step is not the bytes it was; "" when all are."""
@@ -301,40 +280,6 @@ class Store:
         return len(folders)
 
 
-def content_digest(metrics: list[dict[str, Any]], outputs: Mapping[str, Any], content: Mapping[str, str]) -> str:
-    """SHA-256 of a result's numbers, facts and deterministic artefacts; never of its timings."""
-    return fingerprint({"metrics": metrics, "outputs": outputs, "content": content})
-
-
-def _problem(folder: Path, value: dict[str, Any]) -> str:
-    """Why a parsed result cannot be used; "" when it can."""
-    lacking = RESULT_KEYS - value.keys()
-    if lacking:
-        return f"result.json lacks {', '.join(sorted(lacking))}"
-    if not _sealed(value):
-        return "result.json was changed after it was written (its digest does not match)"
-    if "step_sha256" in value and sha256_file(folder / "step.json") != value["step_sha256"]:
-        return "step.json was changed after the step ran (its SHA-256 differs)"
-    for path, size in value["files"].items():
-        try:
-            found = (folder / path).stat().st_size
-        except OSError:
-            return f"{path} is missing"
-        if found != size:
-            return f"{path} has {found} bytes, {size} were recorded"
-    return ""
-
-
-def _sealed(value: dict[str, Any]) -> bool:
-    """Whether nothing in a result changed since it was written, be it one bit of a timing; results from before the seal have a digest."""
-    try:
-        if "seal" in value or "step_sha256" in value:
-            return fingerprint({k: v for k, v in value.items() if k != "seal"}) == value.get("seal")
-        return content_digest(value["metrics"], value["outputs"], value["content"]) == value["digest"]
-    except ValueError:  # a number became infinite
-        return False
-
-
 def _version(path: str) -> tuple[int, int, int] | None:
     """Changes whenever a file is replaced; None when there is none."""
     try:
@@ -342,11 +287,3 @@ def _version(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and size of every lasting artefact of a step folder."""
-    for path in files_below(folder):
-        relative = path.relative_to(folder)
-        if relative.parts[0] not in _BOOKKEEPING and not relative.parts[0].startswith(_TRANSIENT):
-            yield str(relative), path.stat().st_size

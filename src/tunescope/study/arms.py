@@ -71,11 +71,11 @@ _FIXED = {
 def parse_arm(name: str) -> Arm:
     """The arm of a name.
 
-    Besides the fixed names: `adapters_N`, N adapters side by side; `adapters_N_of_M`, on an engine with M slots; either with `_narrow`,
-    only the adapters' own modules wrapped; `merged_xK`, K merged engines at once on one device, the alternative to K adapters.
+    Besides the fixed names: `adapters_N`, N adapters side by side; `adapters_N_of_M`, on an engine with more slots, M; either with
+    `_narrow`, only the adapters' own modules wrapped; `merged_xK`, K merged engines at once on one device, the alternative to K adapters.
 
     Raises:
-        ValueError: not an arm, or fewer slots than adapters.
+        ValueError: not an arm, fewer slots than adapters, or as many, which is `adapters_N`: one engine under two names would be two arms.
     """
     match = re.fullmatch(PATTERN, name)
     if match is None:
@@ -91,6 +91,8 @@ def parse_arm(name: str) -> Arm:
     count, held = int(adapters), int(slots or adapters)
     if held < count:
         raise ValueError(f"arm '{name}' has fewer slots than adapters")
+    if slots and held == count:
+        raise ValueError(f"arm '{name}' has as many slots as adapters: it is 'adapters_{count}{narrow or ''}', write that")
     words = f"{count} adapter{'s' if count > 1 else ''}{f', {held} slots' if slots else ''}{', own modules' if narrow else ''}"
     return Arm(name, words, "base", adapters=count, slots=held, narrow=narrow is not None)
 
@@ -98,7 +100,7 @@ def parse_arm(name: str) -> Arm:
 def _like(name: str) -> list[str]:
     """The names an arm may have been meant to have: the fixed ones, and each pattern with the numbers in this name."""
     numbers = re.findall(r"\d+", name) or ["2"]
-    several = "adapters_" + "_of_".join(numbers[:2])
+    several = "adapters_" + "_of_".join(dict.fromkeys(numbers[:2]))
     return [*_FIXED, *(n for n in (f"merged_x{numbers[0]}", several, f"{several}_narrow") if re.fullmatch(PATTERN, n))]
 
 

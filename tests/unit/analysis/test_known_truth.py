@@ -218,10 +218,10 @@ def test_untied_twins_void_the_overhead_claim(copy):
     assert overhead.verdict == "inconclusive" and overhead.has("twins_differ")
 
 
-def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
+def learns_no_rte(root):
     import pandas as pd
 
-    for path in (copy / "steps").glob("train/rte/*/final/*/predictions.parquet"):
+    for path in (root / "steps").glob("train/rte/*/final/*/predictions.parquet"):
         frame = pd.read_parquet(path)
         frame["prediction"] = "not_entailment"  # every run answers as the majority class does
         if "full/final/seed-42" in str(path):  # but for one lucky hit
@@ -232,6 +232,10 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
         for row in result["metrics"]:
             row["value"] = float(frame.correct.mean()) if (row["name"], row["split"]) == ("accuracy", "test") else row["value"]
         (path.parent / "result.json").write_text(json.dumps(result))
+
+
+def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
+    learns_no_rte(copy)
     found = findings_of(copy)
     assert kinds(claim(found, "quality/rte")) == ["gate_failed"] and kinds(claim(found, "drift/rte")) == ["nothing_learned"]
     got = verdicts(found)
@@ -240,8 +244,13 @@ def test_a_failed_gate_makes_quality_drift_and_hypothesis_inconclusive(copy):
     assert any("nothing was learned" in r.text and r.step == "baseline/rte" for r in found.red_flags)
     assert any("RTE" in line.text and "baseline/rte" in line.steps for line in found.limitations)
     assert "weakest of 3 compared tasks" in found.answer[0] and "RTE" not in found.answer[0].split(";")[0]
-    for name in ("power", "practical_threshold", "mean_gap", "quality_sensitivity", "drift_sensitivity", "drift_paired"):
-        assert "rte" not in {row[0] for row in found.statistics[name]["rows"]}, f"{name} compares what was not learned"
+    scores = ("power", "practical_threshold", "mean_gap", "quality_sensitivity", "mcnemar", "f1_randomisation")
+    drift = ("drift_sensitivity", "drift_paired", "drift_runs", "drift_blocks", "drift_layers", "drift_equal_quality")
+    for name in (*scores, *drift):
+        tasks = {row[0] for row in found.statistics[name]["rows"]}
+        assert "mrpc" in tasks and "rte" not in tasks, f"{name} compares what was not learned"
+    runs = {row["step_id"] for row in drift_results(collect(copy, STUDY), found)["runs"]}  # the values themselves are kept
+    assert {f"train/rte/{method}/final/seed-{seed}" for method in STUDY.methods for seed in STUDY.seeds} <= runs
     takes = {row[0]: row[3] for row in found.statistics["undecided"]["rows"]}
     assert takes["quality/rte"] == takes["drift/rte"] and takes["drift/rte"].startswith("first a full that beats its baselines")
     assert "nothing to compare" in next(row[1] for row in found.statistics["advice"]["rows"] if "RTE" in row[0])
@@ -286,17 +295,27 @@ def test_limitations_come_from_the_data(copy):
     assert "Partial study" not in lines
 
 
+METHODS = {
+    **STUDY.methods,
+    "lora_r16": MethodSpec(warmup_ratio=0.06, learning_rates=(3e-3, 1e-2), adapter=AdapterSpec(r=16, lora_alpha=32)),
+}
+
+
 def test_a_study_without_serving_or_with_ablations(tmp_path_factory):
-    methods = {
-        **STUDY.methods,
-        "lora_r16": MethodSpec(warmup_ratio=0.06, learning_rates=(3e-3, 1e-2), adapter=AdapterSpec(r=16, lora_alpha=32)),
-    }
-    study = small_study(serving=None, methods=methods, tasks={"mrpc": TaskSpec(max_length=512)})
+    study = small_study(serving=None, methods=METHODS, tasks={"mrpc": TaskSpec(max_length=512)})
     found = findings_of(simulated(tmp_path_factory, "ablation", study, quality_gap=0.0, n_examples=800), study)
     assert kinds(claim(found, "overhead")) == ["no_serving"]
     assert {row[1] for row in found.statistics["ablation"]["rows"]} == {"full", "lora", "lora_r16"}
     assert len(found.statistics["post_hoc"]["rows"]) == 3
     assert claim(found, "quality/all").n_seeds == 3
+
+
+def test_three_methods_are_compared_on_what_was_learned(tmp_path_factory):
+    study = small_study(serving=None, methods=METHODS, tasks={t: TaskSpec(max_length=512) for t in ("sst2", "rte")})
+    root = simulated(tmp_path_factory, "three", study, n_examples=200)
+    learns_no_rte(root)
+    found = findings_of(root, study).statistics["post_hoc"]
+    assert len(found["rows"]) == 3 and {step.split("/")[1] for step in found["steps"]} == {"sst2"}
 
 
 def test_corpus_f1_as_the_registered_metric(tmp_path_factory):
@@ -354,6 +373,9 @@ def test_seeds_added_later_stay_out_of_the_claims(tmp_path_factory):
     assert not any(r.kind == "plan" for c in found.claims for r in c.reservations) and found.registered_plan.added_seeds == [7, 8]
     assert not any("seed-7" in s or "seed-8" in s for c in found.claims for s in c.steps)
     assert {row[2] for row in found.statistics["added_seeds"]["rows"]} == {5}
+    learns_no_rte(root)
+    rows = findings_of(root, study=small_study(seeds=seeds)).statistics["added_seeds"]["rows"]
+    assert {row[:2] for row in map(tuple, rows)} == {(what, task) for what in ("quality", "drift") for task in STUDY.tasks if task != "rte"}
 
 
 @pytest.mark.parametrize("seeds", [(42, 1337, 2024), (42, 1337, 2024, 3407, 5489)])

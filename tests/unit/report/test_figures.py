@@ -11,6 +11,7 @@ from tunescope.analysis.findings import Reason
 from tunescope.report.drawing import Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
 from tunescope.report.figures_quality import claims, performance
+from tunescope.report.figures_serving import latency_throughput
 from tunescope.report.wording import decimals, percent
 
 from .conftest import Published
@@ -44,6 +45,20 @@ def test_claims_on_what_was_not_learned_are_named_and_not_drawn(published: Publi
     found = [claims(Material(findings, published.frames, published.study)) for findings in both]
     assert ["quality/squad_v2" in chart.alt for chart in found] == [False, True]
     assert "as nothing can be compared there: quality/squad_v2." in found[0].caption and "Not drawn" not in found[1].caption
+
+
+def test_batch_sizes_stand_under_the_lowest_line_and_above_the_axis(published: Published) -> None:
+    latencies = {"base": (300.0, 250.0, 400.0), "merged": (240.0, 200.0, 300.0)}
+    rows = [r for r in published.findings.serving if r.arm in latencies]
+    rows = [r.model_copy(update={"latency_p50_ms": latencies[r.arm][(1, 2, 4).index(r.batch_size)]}) for r in rows]
+    with style():
+        chart = latency_throughput(Material(published.with_findings(serving=rows).findings, published.frames, published.study))
+        chart.figure.draw_without_rendering()
+    (ax,) = chart.figure.axes
+    axis = ax.get_window_extent()
+    assert [(note.get_text(), note.xy[1]) for note in ax.texts] == [("1", 240.0), ("2", 200.0), ("4", 300.0)]
+    assert all(axis.y0 < note.get_window_extent().y0 and axis.x0 < note.get_window_extent().x0 for note in ax.texts)
+    assert "numbers under the line of merged are batch sizes" in chart.caption
 
 
 def test_same_input_same_bytes(published: Published, tmp_path: Path) -> None:

@@ -64,11 +64,20 @@ def test_what_is_no_arm_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("bsae", "base"), ("adapter_2", "adapters_2"), ("adapters-4", "adapters_4"), ("adapter_2_of_4", "adapters_2_of_4"),
+     ("adapter_2_of_2", "adapters_2"),
      ("adapters_2_narow", "adapters_2_narrow"), ("merged_3", "merged_x3"), ("swiching", "switching"), ("Merged", "merged")],
 )  # fmt: skip
 def test_a_mistyped_arm_is_answered_with_the_nearest(name, meant):
     with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
         parse_arm(name)
+
+
+@pytest.mark.parametrize(("name", "same"), [("adapters_2_of_2", "adapters_2"), ("adapters_1_of_1_narrow", "adapters_1_narrow")])
+def test_a_second_name_of_one_engine_is_refused_with_the_first(name, same):
+    with pytest.raises(StudyError) as caught:
+        load_study("quickstart", [f"serving.arms=[base,merged,adapters_2,{name}]"])
+    (told,) = caught.value.problems
+    assert told.endswith(f"study.serving.arms.3: arm '{name}' has as many slots as adapters: it is '{same}', write that")
 
 
 def test_a_study_file_with_wrong_arms_names_each_and_its_place():

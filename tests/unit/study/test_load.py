@@ -130,6 +130,34 @@ def test_what_is_named_twice_in_a_list_is_one_error(tiny, override, told):
     assert line.endswith(told)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seeds=[7,42,x,7]", ("study.seeds.2: Input should be a valid integer", "study.seeds: 7 is named more than once")),
+        ("training.batch_sizes=[8,-8,8]", ("study.training.batch_sizes.1: Input should be greater than 0", "batch_sizes: 8 is named more")),
+        (
+            "serving={two_adapters: [sst2, sst2], arms: [base, full, bsae, base, full]}",
+            ("study.serving.arms.2: 'bsae' is no arm", "study.serving.arms: base, full are named more than once"),
+        ),
+        (
+            "serving={two_adapters: [sst2, sst2], sampling: [greedy, greedi, greedy]}",
+            ("sampling.1: 'greedi' is not valid (did you mean 'greedy'?)", "study.serving.sampling: greedy is named more than once"),
+        ),
+        (
+            "methods.lora.adapter.target_modules=[q_proj,{a: 1},q_proj]",
+            ("adapter.target_modules.1: Input should be a valid string", "adapter.target_modules: q_proj is named more than once"),
+        ),
+        (
+            "execution.placement={a: {drift: [sst2, rtee, sst2]}}",
+            ("placement.a.drift.1: 'rtee' is not valid (did you mean 'rte'?)", "placement.a.drift: sst2 is named more than once"),
+        ),
+    ],
+)
+def test_what_is_named_twice_is_told_beside_what_is_wrong_in_the_list(tiny, override, told):
+    for line, part in zip(problems(tiny, override), told, strict=True):
+        assert part in line
+
+
 @pytest.mark.parametrize("alpha", ["0", "1"])
 def test_a_level_at_which_nothing_or_everything_is_decided_is_refused(tiny, alpha):
     (line,) = problems(tiny, f"analysis.alpha={alpha}")
