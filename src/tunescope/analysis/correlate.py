@@ -28,12 +28,12 @@ def run_correlate(inputs: CorrelateInputs, ctx: StepContext) -> StepResult:
 
 
 def correlations(points: list[RunPoint]) -> dict[str, Any]:
-    """Correlations of quality and drift over final runs and of selection loss and drift over all runs.
+    """Correlations of quality and drift over final runs and of selection loss and drift over all runs, a repeated one once.
 
     Within task first; within task and method beside it, because a difference between methods makes a correlation too; pooled last.
     """
     finals = [p for p in points if p.role == "final" and p.quality is not None and p.drift is not None]
-    everything = [p for p in points if p.selection_loss is not None and p.drift is not None]
+    everything = [p for p in points if p.selection_loss is not None and p.drift is not None and not p.repeated]
     return {
         "within": _within(finals, "quality"),
         "within_method": _within(finals, "quality", by_method=True),

@@ -29,6 +29,8 @@ class RunPoint:
     """Run at the setting the search chose."""
     frontier: bool = False
     """No other run of the task has both a lower (or equal) selection loss and a lower drift."""
+    repeated: bool = False
+    """A search run whose setting and seed a final run has too, with the same figures to the last bit: one run, counted once."""
 
     def row(self) -> dict[str, Any]:
         """As a JSON row."""
@@ -68,11 +70,23 @@ def _point(
 
 
 def _marked(points: list[RunPoint]) -> list[RunPoint]:
-    chosen = {(p.task, p.method, p.learning_rate, p.batch_size) for p in points if p.role == "final"}
+    finals = [p for p in points if p.role == "final"]
+    chosen, again = {_setting(p) for p in finals}, {_figures(p) for p in finals}
     return [
-        replace(p, selected=(p.task, p.method, p.learning_rate, p.batch_size) in chosen, frontier=not any(_dominates(q, p) for q in points))
+        replace(
+            p, selected=_setting(p) in chosen, frontier=not any(_dominates(q, p) for q in points),
+            repeated=p.role == "search" and p.selection_loss is not None and _figures(p) in again,
+        )
         for p in points
-    ]
+    ]  # fmt: skip
+
+
+def _setting(p: RunPoint) -> tuple[Any, ...]:
+    return p.task, p.method, p.learning_rate, p.batch_size
+
+
+def _figures(p: RunPoint) -> tuple[Any, ...]:
+    return *_setting(p), p.seed, p.selection_loss, p.drift
 
 
 def _dominates(q: RunPoint, p: RunPoint) -> bool:

@@ -37,7 +37,8 @@ def correlation_table(m: Material) -> Table:
     columns = ("what", "form", "runs", "r", "95 % low", "95 % high", "df", "p")
     note = (
         "The within-task line is the registered one. Both methods' runs enter it, so a method that drifts less and scores less makes it "
-        "positive; within task and method is what drift tells beyond the method. The pooled r mixes in differences between tasks too."
+        "positive; within task and method is what drift tells beyond the method. The pooled r mixes in differences between tasks too. "
+        "All runs: a search run that a final run repeats to the last bit counts once."
     )
     return table("Correlation of quality and drift over runs", columns, rows, note, found["steps"])
 
@@ -87,9 +88,11 @@ def frontier_table(m: Material) -> Table:
         "drift",
         "selected",
         "frontier",
+        "repeated",
     )
     rows = [[getattr(p, c) for c in columns] for p in found]
-    note = "Drift depends first of all on the learning rate. `frontier`: no run of the task has both lower selection loss and lower drift."
+    note = "Drift depends first of all on the learning rate. `frontier`: no run of the task has both lower selection loss and lower drift. "
+    note += "`repeated`: a search run that a final run repeats to the last bit; it counts once in correlations and in the figure's numbers."
     return table("Quality-drift frontier", columns, rows, note, (p.step for p in found))
 
 

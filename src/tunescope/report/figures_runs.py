@@ -47,7 +47,7 @@ def frontier(material: Material) -> Chart:
         ax.set_xlabel("drift (1 − CKA)")
         ax.margins(0.15)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        counts = best.method.value_counts()
+        counts = best[~best.repeated.astype(bool)].method.value_counts()
         said.append(f"{task_name(task)}: not dominated " + ", ".join(f"{counts[m]} of {m}" for m in material.methods if m in counts))
     axes[0].set_ylabel("selection loss (nats/token)")
     legend_below(figure, axes, 3)

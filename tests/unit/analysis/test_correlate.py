@@ -1,15 +1,16 @@
 """The correlate step and the frontier."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from simulated_store import small_study, write_store
-from tunescope.analysis.correlate import run_correlate
+from tunescope.analysis.correlate import correlations, run_correlate
 from tunescope.analysis.frames import collect
-from tunescope.analysis.frontier import RunPoint, frontier, frontier_note
+from tunescope.analysis.frontier import RunPoint, _marked, frontier, frontier_note
 from tunescope.records import StepContext
 from tunescope.study.inputs import CorrelateInputs
 from tunescope.study.plan import build_plan
@@ -62,6 +63,19 @@ def test_too_few_runs_give_null(context):
     alone = StepContext(context.folder, context.data_dir, few, "cpu", Silent())
     result = run_correlate(CorrelateInputs(analysis=AnalysisSpec()), alone)
     assert json.loads((context.folder / "correlations.json").read_text())["within"] is None and result.metrics == []
+
+
+def test_a_search_run_that_a_final_run_repeats_counts_once():
+    rates = [1e-3, 3e-3, 1e-2, 3e-2]
+    search = [point(m, r, 0.4 - 0.01 * i + 0.03 * (m == "lora"), 0.2 + 0.1 * i) for m in ("lora", "full") for i, r in enumerate(rates)]
+    finals = [replace(search[i], step=f"final-{i}", role="final", quality=0.8) for i in (1, 6)]
+    moved = replace(search[2], step="final-2", role="final", quality=0.8, drift=search[2].drift + 1e-6)  # not the same run, though nearly
+    found = _marked([*search, *finals, moved])
+    assert [p.step for p in found if p.repeated] == [search[1].step, search[6].step]
+    row = correlations(found)["selection_loss_pooled"]
+    distinct = [*search, moved]
+    wanted = stats.pearsonr([p.selection_loss for p in distinct], [p.drift for p in distinct])
+    assert row["n"] == 9 and row["r"] == pytest.approx(wanted.statistic) and row["p"] == pytest.approx(wanted.pvalue)
 
 
 def test_the_frontier_speaks_up_when_it_disagrees():
