@@ -21,6 +21,7 @@ from .power import components, detectable_margin, power
 from .quality import TaskQuality
 from .resampling import PermutationTest, approximate_randomisation
 from .scores import DriftPair, Paired, paired_scores, positive_label
+from .verdicts import entering, meaningless
 
 Table = dict[str, Any]
 CANNOT = "cannot be decided by this test"
@@ -189,17 +190,17 @@ def _counts(rows: pd.DataFrame, ids: Sequence[str], positive: str) -> Array:
 
 
 def multiplicity_table(m: Material) -> Table:
-    """Raw, Holm and Bonferroni p of the per-task claims, and their opposites."""
+    """Raw, Holm and Bonferroni p of the per-task claims that compare something, and their opposites; corrected as the verdicts are."""
     rows = []
     for dimension in ("quality", "drift"):
         claims = [c for c in m.claims if c.dimension == dimension and c.task]
-        raw, opposite = [c.p for c in claims], [c.p_opposite for c in claims]
-        columns = zip(claims, raw, holm(raw), bonferroni(raw), opposite, holm(opposite), strict=True)
-        rows += [(c.id, *values, not c.reasons, c.verdict) for c, *values in columns]
+        raw, opposite = zip(*map(entering, claims), strict=True) if claims else ((), ())
+        corrected = zip(claims, holm(raw), bonferroni(raw), holm(opposite), strict=True)
+        rows += [(c.id, c.p, h, b, c.p_opposite, o, not c.reasons, c.verdict) for c, h, b, o in corrected if not meaningless(c)]
     names = ("claim", "p", "Holm", "Bonferroni", "p opposite", "Holm opposite", "may be decided", "verdict")
     note = (
-        "Families are the tasks within a dimension. Verdicts use Holm with every claim that may not be decided counted as 1; here all p "
-        "values enter as they are."
+        "Families are all tasks within a dimension; a claim that may not be decided counts as 1 in its family and has no corrected p. "
+        "Tasks on which nothing was learned are left out."
     )
     return table("Corrections for several tasks", names, rows, note, (s for c in m.claims if c.task for s in c.steps))
 

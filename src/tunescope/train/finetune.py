@@ -157,12 +157,12 @@ def prepare(inputs: TrainInputs, ctx: StepContext) -> Run:
 
 
 def warmup_length(ratio: float, steps: int) -> int:
-    """Warm-up in whole steps, rounded down; always shorter than the run.
+    """Warm-up in whole steps, rounded up as `transformers.TrainingArguments` does, but never so that rounding alone fills a tiny run.
 
     Raises:
         StudyError: the warm-up would fill the run.
     """
-    warmup = math.floor(ratio * steps + 1e-9)
+    warmup = min(math.ceil(ratio * steps - 1e-9), max(steps - 1, math.floor(ratio * steps + 1e-9)))
     if warmup >= steps:
         raise StudyError(f"warmup_ratio {ratio}: {warmup} warm-up steps are not shorter than the run of {steps} steps; lower it")
     return warmup

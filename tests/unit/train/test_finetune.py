@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import TrainingArguments
 
 from tunescope.data.prepare import prepare
 from tunescope.errors import PrerequisiteError, StepError, StudyError
@@ -303,9 +304,18 @@ def test_missing_data_is_a_prerequisite(tmp_path):
         run(tmp_path / "nothing", tmp_path, "full")
 
 
-@pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.1, 60, 6), (0.06, 50, 3), (0.1, 5, 0), (0.0, 1, 0)])
-def test_warm_up_is_whole_steps(ratio, steps, expected):
+@pytest.mark.parametrize(
+    ("ratio", "steps", "expected"), [(0.1, 60, 6), (0.06, 50, 3), (0.06, 40, 3), (0.06, 80, 5), (0.1, 5, 1), (0.0, 1, 0)]
+)
+def test_warm_up_is_whole_steps_as_the_stock_trainer_counts_them(ratio, steps, expected, tmp_path):
     assert warmup_length(ratio, steps) == expected
+    assert TrainingArguments(output_dir=str(tmp_path), warmup_steps=ratio).get_warmup_steps(steps) == expected
+
+
+def test_a_warm_up_fills_no_run_by_rounding_and_is_refused_where_it_is_asked_to():
+    assert warmup_length(0.1, 1) == 0 and warmup_length(0.95, 5) == 4
+    with pytest.raises(StudyError, match="5 warm-up steps are not shorter than the run of 5 steps"):
+        warmup_length(1.0, 5)
 
 
 def test_lost_best_checkpoint_is_an_error(tmp_path):
