@@ -64,12 +64,14 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     cold_start = answered - started
     load_s = time_loading(engine, names)
     check = check_adapters(engine, prompts["asks"], names, spec["minimum_difference"], mixed=spec["switching"] is None)
-    for cell in spec["cells"]:
+    for cell in [switching_cell(spec["switching"])] if spec["switching"] else spec["cells"]:
         warm(engine, cell, pools[str(cell["prompt_length"])], spec["warmup_calls"], names)
+    meet(barrier, "warm")  # engines of a fleet share one log: none may watch it for compilation while another warms up
     sys.stdout.flush()
     sys.stderr.flush()
     position = os.path.getsize(spec["log"]) if spec["log"] else 0
     timed = _timed(engine, spec, pools, names)
+    meet(barrier, "timed")  # an engine that ends gives its memory back, on the device where another is still timed
     unload_s = time_unloading(engine, names)
     compiled = compilation(read_log(spec["log"], position))
     row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
@@ -79,6 +81,11 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     if compiled is not None:
         return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}
     return row | {"ok": True, "error": None}
+
+
+def switching_cell(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the switching arm sends, one row at a time, as a cell to warm."""
+    return {"batch_size": 1, "prompt_length": plan["prompt_length"], "output_tokens": SWITCH_TOKENS, "sampling": "greedy"}
 
 
 def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
