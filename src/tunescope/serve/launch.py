@@ -100,7 +100,7 @@ def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names
     if plan is None:
         return {"cells": cells, "switching": []}
     pool, slots, cpu_slots = pools[str(plan["prompt_length"])], spec["lora"]["max_loras"], spec["lora"]["max_cpu_loras"]
-    rows = time_switching(engine, names, slots, cpu_slots, pool, spec["requests_per_cell"], SWITCH_TOKENS, plan["adapter_bytes"])
+    rows = time_switching(engine, names, slots, cpu_slots, pool, spec["requests_per_cell"], SWITCH_TOKENS, plan["bytes_moved"])
     return {"cells": cells, "switching": rows}
 
 

@@ -15,7 +15,7 @@ SPEC = {
     "switching": None, "lora": None,
 }  # fmt: skip
 SWITCHING = {
-    "cells": [], "switching": {"prompt_length": 6, "adapter_bytes": 20},
+    "cells": [], "switching": {"prompt_length": 6, "bytes_moved": {"cpu cache": 10, "disk": 20}},
     "lora": {"max_loras": 2, "max_cpu_loras": 3}, "adapters": [{"name": n, "path": f"/{n}"} for n in "abcd"],
 }  # fmt: skip
 
