@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .fleet import meet, run_fleet
+from .session import root_cause
 
 SWITCH_TOKENS = 8
 """Output tokens of a switching request: few, so that the stall is a visible part of it."""
@@ -104,6 +105,17 @@ def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names
     return {"cells": cells, "switching": rows}
 
 
+def failed_row(error: BaseException, log: str | None) -> dict[str, Any]:
+    """The row of a launch that failed, and its traceback in the log.
+
+    Where the engine core runs in a process of its own, the exception here says no more than "see root cause above": the log has it.
+    """
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    cause = root_cause(Path(log)) if log and "root cause" in said else None
+    traceback.print_exception(error)
+    return {"ok": False, "error": said if cause is None else f"{cause}; {said}"}
+
+
 def write_row(path: str, row: Mapping[str, Any]) -> None:
     """Write the result file in one piece."""
     partial = f"{path}.partial"
@@ -123,8 +135,7 @@ def main(spec_path: str) -> None:
     try:
         row = run(spec) if spec["engines"] == 1 else {**run_fleet(spec), "ok": True, "error": None}
     except BaseException as error:
-        traceback.print_exc()
-        row = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        row = failed_row(error, spec["log"])
     write_row(spec["result"], row)
     sys.stdout.flush()
     sys.stderr.flush()

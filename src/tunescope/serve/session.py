@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,9 @@ GIVE_UP_AFTER = 2
 """An arm whose first launches all failed is not started again: it would cost a time limit each."""
 _GONE_WITHIN_S = 30.0
 _LOG_TAIL = 3
+_CAUSE = re.compile(r"(?:^|[\s\]])((?:\w+\.)*\w*(?:Error|Exception): .*)")
+_NO_CAUSE = "Engine core initialization failed"
+"""What vLLM's front end says when its engine core dies at the start; the reason is in the core's own traceback before it."""
 
 
 def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float) -> Row:
@@ -56,6 +60,14 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
     if child.stdin is not None:
         child.stdin.close()
     child.wait()
+
+
+def root_cause(log: Path) -> str | None:
+    """The last error that a log names, vLLM's "see root cause above" aside; None when there is none."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    found = (match for line in reversed(lines) if _NO_CAUSE not in line and (match := _CAUSE.search(line)))
+    match = next(found, None)
+    return match[1].strip()[:400] if match else None
 
 
 def tail(log: Path) -> str:
