@@ -7,8 +7,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 Row = dict[str, Any]
 GIVE_UP_AFTER = 2
@@ -56,10 +59,24 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
         except (ProcessLookupError, PermissionError):  # PermissionError: macOS, a group of zombies
             break
         child.poll()
+        if not _runs(child.pid):
+            break
         time.sleep(0.02)
     if child.stdin is not None:
         child.stdin.close()
     child.wait()
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of this group still runs.
+
+    Zombies hold no memory, and orphans stay zombies where the first process reaps none. One with threads left is not a zombie yet.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1):
+                return True
+    return False
 
 
 def root_cause(log: Path) -> str | None:

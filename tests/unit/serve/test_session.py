@@ -79,6 +79,30 @@ def test_what_a_finished_child_leaves_running_is_ended(tmp_path):
     assert wait_gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_zombie_that_nobody_reaps_is_not_waited_for(tmp_path):
+    """The keeper, in a group of its own, never reaps its child, which is in the launch's group: so do some first processes."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "group = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    os.setpgid(0, 0)\n"
+        "    orphan = os.fork()\n"
+        "    if orphan == 0:\n"
+        "        os.setpgid(0, group)\n"
+        "        pathlib.Path(sys.argv[1]).with_name('pids').write_text(f'{os.getppid()} {os.getpid()}')\n"
+        "    time.sleep(60)\n"
+        "while not pathlib.Path(sys.argv[1]).with_name('pids').exists():\n"
+        "    time.sleep(0.01)\n"
+        "time.sleep(0.1)\n" + WRITES
+    )
+    start = time.monotonic()
+    row = python(tmp_path, code)
+    took, (keeper, orphan) = time.monotonic() - start, map(int, (tmp_path / "pids").read_text().split())
+    assert Path(f"/proc/{orphan}").exists() and gone(orphan), "the orphan is a zombie"
+    os.kill(keeper, signal.SIGKILL)
+    assert row["ok"] and took < 10
+
+
 def test_a_launch_dies_with_a_killed_session(tmp_path):
     child = (
         "import os, sys, time; from tunescope.serve.launch import die_with_parent; die_with_parent()\n"
