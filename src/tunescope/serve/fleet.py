@@ -12,6 +12,8 @@ from typing import Any
 
 PATIENCE_S = 1800.0
 """How long an engine waits for its siblings before it gives up; the session's time limit is usually shorter."""
+CONTEXT_SHARE = 0.015
+"""Of the device's memory: what every engine's process holds beside the share it is given (CUDA context, kernels; 0.5 to 1 GiB)."""
 
 
 def run_fleet(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,19 +25,28 @@ def run_fleet(spec: Mapping[str, Any]) -> dict[str, Any]:
     folder, count = Path(spec["result"]).parent / "fleet", spec["engines"]
     shutil.rmtree(folder, ignore_errors=True)  # of the launch before
     folder.mkdir()
-    children = []
+    told: list[dict[str, Any]] = []
+    children: list[subprocess.Popen[bytes]] = []
     for rank in range(count):
         file = folder / f"spec-{rank}.json"
-        file.write_text(json.dumps(member(spec, rank, folder)))
+        told.append(member(spec, rank, folder))
+        file.write_text(json.dumps(told[rank]))
         children.append(subprocess.Popen([sys.executable, "-m", "tunescope.serve.launch", str(file)], stdin=subprocess.PIPE))
-        _wait(lambda rank=rank: (folder / f"engine-{rank}").exists() or children[rank].poll() is not None)
-    _wait(lambda: all(c.poll() is not None for c in children) or any(c.poll() not in (None, 0) for c in children))
+        _wait(lambda rank=rank: (folder / f"engine-{rank}").exists() or children[rank].poll() is not None or _failed(children))
+        if _failed(children):
+            break  # the others would only wait for it, after starts of their own
+    _wait(lambda: all(c.poll() is not None for c in children) or _failed(children))
     rows = [json.loads(p.read_text()) for rank in range(count) if (p := folder / f"row-{rank}.json").is_file()]
     failed = next((r["error"] for r in rows if not r["ok"]), None if len(rows) == count else "an engine left no result")
     if failed is not None:
         raise RuntimeError(f"one of {count} engines: {failed}")
     # Engines start one after another, so the last one's first answer ends the cold start of all.
-    return together(rows, spec["cells"]) | {"cold_start_s": time.monotonic() - spec["started"] - max(r["worked_s"] for r in rows)}
+    answered = max(each["started"] + row["cold_start_s"] for each, row in zip(told, rows, strict=True))
+    return together(rows, spec["cells"]) | {"cold_start_s": answered - spec["started"]}
+
+
+def _failed(children: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return any(child.poll() not in (None, 0) for child in children)
 
 
 def member(spec: Mapping[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -44,7 +55,7 @@ def member(spec: Mapping[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     return {
         **spec,
         "engines": 1,
-        "gpu_memory_utilization": spec["gpu_memory_utilization"] / count,
+        "gpu_memory_utilization": memory_share(spec["gpu_memory_utilization"], count),
         "cells": [{**c, "batch_size": c["batch_size"] // count} for c in spec["cells"]],
         "requests_per_cell": math.ceil(spec["requests_per_cell"] / count),
         "barrier": {"folder": str(folder), "rank": rank, "parties": count},
@@ -52,6 +63,15 @@ def member(spec: Mapping[str, Any], rank: int, folder: Path) -> dict[str, Any]:
         "started": time.monotonic(),
         "watch_stdin": True,
     }
+
+
+def memory_share(utilization: float, engines: int) -> float:
+    """`gpu_memory_utilization` of one engine of a fleet, so that all together hold what one engine on its own does.
+
+    vLLM counts against it only what an engine takes once its CUDA context is there, and refuses to start where less than the share is free.
+    Room for one context is left beside `utilization`; the contexts of the further engines come out of the fleet's part.
+    """
+    return (utilization - CONTEXT_SHARE * (engines - 1)) / engines
 
 
 def meet(barrier: Mapping[str, Any] | None, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .fleet import meet, run_fleet
+from .session import root_cause
 
 SWITCH_TOKENS = 8
 """Output tokens of a switching request: few, so that the stall is a visible part of it."""
@@ -64,12 +65,14 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     cold_start = answered - started
     load_s = time_loading(engine, names)
     check = check_adapters(engine, prompts["asks"], names, spec["minimum_difference"], mixed=spec["switching"] is None)
-    for cell in spec["cells"]:
+    for cell in [switching_cell(spec["switching"])] if spec["switching"] else spec["cells"]:
         warm(engine, cell, pools[str(cell["prompt_length"])], spec["warmup_calls"], names)
+    meet(barrier, "warm")  # engines of a fleet share one log: none may watch it for compilation while another warms up
     sys.stdout.flush()
     sys.stderr.flush()
     position = os.path.getsize(spec["log"]) if spec["log"] else 0
     timed = _timed(engine, spec, pools, names)
+    meet(barrier, "timed")  # an engine that ends gives its memory back, on the device where another is still timed
     unload_s = time_unloading(engine, names)
     compiled = compilation(read_log(spec["log"], position))
     row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
@@ -79,6 +82,11 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     if compiled is not None:
         return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}
     return row | {"ok": True, "error": None}
+
+
+def switching_cell(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the switching arm sends, one row at a time, as a cell to warm."""
+    return {"batch_size": 1, "prompt_length": plan["prompt_length"], "output_tokens": SWITCH_TOKENS, "sampling": "greedy"}
 
 
 def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -93,8 +101,19 @@ def _timed(engine: Any, spec: Mapping[str, Any], pools: Mapping[str, Any], names
     if plan is None:
         return {"cells": cells, "switching": []}
     pool, slots, cpu_slots = pools[str(plan["prompt_length"])], spec["lora"]["max_loras"], spec["lora"]["max_cpu_loras"]
-    rows = time_switching(engine, names, slots, cpu_slots, pool, spec["requests_per_cell"], SWITCH_TOKENS, plan["adapter_bytes"])
+    rows = time_switching(engine, names, slots, cpu_slots, pool, spec["requests_per_cell"], SWITCH_TOKENS, plan["bytes_moved"])
     return {"cells": cells, "switching": rows}
+
+
+def failed_row(error: BaseException, log: str | None) -> dict[str, Any]:
+    """The row of a launch that failed, and its traceback in the log.
+
+    Where the engine core runs in a process of its own, the exception here says no more than "see root cause above": the log has it.
+    """
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    cause = root_cause(Path(log)) if log and "root cause" in said else None
+    traceback.print_exception(error)
+    return {"ok": False, "error": said if cause is None else f"{cause}; {said}"}
 
 
 def write_row(path: str, row: Mapping[str, Any]) -> None:
@@ -116,8 +135,7 @@ def main(spec_path: str) -> None:
     try:
         row = run(spec) if spec["engines"] == 1 else {**run_fleet(spec), "ok": True, "error": None}
     except BaseException as error:
-        traceback.print_exc()
-        row = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        row = failed_row(error, spec["log"])
     write_row(spec["result"], row)
     sys.stdout.flush()
     sys.stderr.flush()

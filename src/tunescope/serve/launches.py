@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .correctness import MINIMUM_DIFFERENCE
 from .session import Row, keep_finished, run_launch, run_session
 
 if TYPE_CHECKING:
-    from .prepare import Materials
+    from .prepare import Adapter, Materials
 
 COLUMNS = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,index"
 """What is asked of nvidia-smi, as its `--query-gpu` takes it."""
@@ -148,7 +148,7 @@ class Session:
         said, spec = self.described(arm, made), self.spec
         held = made.adapters.get(arm.name, [])[: arm.adapters]
         lora = {k: said[k] for k in ("max_loras", "max_cpu_loras", "max_lora_rank")} | {"target_modules": said["wrapped_modules"]}
-        switching = {"prompt_length": min(spec.prompt_lengths), "adapter_bytes": max((a.bytes for a in held), default=0)}
+        switching = {"prompt_length": min(spec.prompt_lengths), "bytes_moved": bytes_moved(held, self.dtype)}
         return {k: said[k] for k in ("device", "dtype", "enforce_eager", "max_model_len", "max_num_seqs", "engines")} | {
             "model": str(made.models[arm.model]),
             "adapters": [describe(a) for a in held],
@@ -197,6 +197,15 @@ class Session:
             "prompts": fingerprint(json.loads(made.prompts.read_text())),
         }
         return fingerprint({k: v for k, v in told.items() if k != "tokenizer"} | content)
+
+
+def bytes_moved(adapters: Sequence["Adapter"], dtype: str) -> dict[str, int]:
+    """Tier of switching -> bytes of the largest adapter: from disk as saved, from CPU memory in the dtype it is served in."""
+    width = 4 if dtype == "float32" else 2
+    return {
+        "cpu cache": max((a.parameters for a in adapters), default=0) * width,
+        "disk": max((a.bytes for a in adapters), default=0),
+    }
 
 
 def machine_state(device: str) -> dict[str, Any]:

@@ -160,7 +160,14 @@ def _timed(action: Any, name: str) -> float:
 
 
 def time_switching(
-    engine: Engine, names: Sequence[str], slots: int, cpu_slots: int, pool: Sequence[Prompt], requests: int, tokens: int, moved_bytes: int
+    engine: Engine,
+    names: Sequence[str],
+    slots: int,
+    cpu_slots: int,
+    pool: Sequence[Prompt],
+    requests: int,
+    tokens: int,
+    moved: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """Alternate adapters request by request (batch 1) and compare with staying on one.
 
@@ -168,7 +175,7 @@ def time_switching(
     <= cpu_slots copies from CPU memory at every switch (`cpu cache`), and more reads the disk at every switch (`disk`).
 
     Args:
-        moved_bytes: bytes of one adapter's weights, for GB/s of the tiers that move them.
+        moved: tier -> bytes of one adapter as that tier moves them; a tier that is not named moves nothing.
     """
     plans = [("one adapter", 1, 1), ("resident", slots, 1)]
     plans += [("cpu cache", cpu_slots, every) for every in SWITCH_EVERY]
@@ -178,10 +185,10 @@ def time_switching(
         row = _switch_tier(engine, names[:n], every, pool, requests, tokens)
         stay = rows[0]["ms_per_switched_request"] if rows else row["ms_per_switched_request"]
         added = row["ms_per_switched_request"] - stay
-        moves = tier in ("cpu cache", "disk")
+        size = moved.get(tier, 0)
         rows.append(
             {"tier": tier, "adapters": n, "switch_every": every, "output_tokens": tokens, **row, "added_ms": added}
-            | {"bytes_moved": moved_bytes if moves else 0, "gb_per_s": moved_bytes / added / 1e6 if moves and added > 0 else None}
+            | {"bytes_moved": size, "gb_per_s": size / added / 1e6 if size and added > 0 else None}
         )
     return rows
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .launch import die_with_parent, prepare_environment, write_row
+from .launch import die_with_parent, failed_row, prepare_environment, write_row
 from .measure import compilation, read_log
-from .session import tail
+from .session import root_cause, tail
 
 VLLM = [sys.executable, "-m", "tunescope.serve.vllm_cli"]
 METRICS = ("ttft", "tpot", "itl", "e2el")
@@ -40,10 +39,12 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     names = [a["name"] for a in spec["adapters"]]
     prompt = json.loads(Path(spec["prompts"]).read_text())["asks"][0]
     effects = check_adapters(url, prompt, names, spec["minimum_difference"])
-    warm(url, [prompt[i % len(prompt)] for i in range(spec["prompt_length"])], names or [_MODEL], spec["warmup_calls"])
+    warm(url, [prompt[i % len(prompt)] for i in range(spec["prompt_length"])], [_MODEL, *names], spec["warmup_calls"])
     position, rates = os.path.getsize(log), []
     for rate in spec["request_rates"]:
-        subprocess.run(client_command(spec, port, rate), check=True, stdin=subprocess.DEVNULL)
+        code = subprocess.run(client_command(spec, port, rate), check=False, stdin=subprocess.DEVNULL).returncode
+        if code != 0:
+            raise RuntimeError(f"the bench client ended with exit code {code} ({root_cause(log) or tail(log)})")
         found = json.loads((Path(spec["result"]).parent / result_name(rate)).read_text())
         rates.append(rate_row(rate, found, spec["requests"]))
     compiled = compilation(read_log(str(log), position))
@@ -111,7 +112,13 @@ def result_name(rate: float) -> str:
 
 
 def rate_row(rate: float, found: Mapping[str, Any], requests: int) -> dict[str, Any]:
-    """The client's figures at one rate: percentiles 50, 95, 99 in milliseconds, and what was really offered and completed."""
+    """The client's figures at one rate: percentiles 50, 95, 99 in milliseconds, and what was really offered and completed.
+
+    Raises:
+        RuntimeError: no request was answered; the client then gives times of 0 ms and ends as if all were well.
+    """
+    if not found["completed"]:
+        raise RuntimeError(f"none of {requests} requests at {rate:g} a second was answered")
     row: dict[str, Any] = {
         "request_rate": rate,
         "requests": requests,
@@ -132,7 +139,8 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path, timeo
     limit = time.monotonic() + timeout_s
     while time.monotonic() < limit:
         if server.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {server.returncode} before it was ready ({tail(log)})")
+            why = root_cause(log) or tail(log)
+            raise RuntimeError(f"the server ended with exit code {server.returncode} before it was ready ({why})")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
                 if answer.status == 200:
@@ -161,19 +169,30 @@ def check_adapters(url: str, prompt: Sequence[int], names: Sequence[str], minimu
 
 
 def warm(url: str, prompt: Sequence[int], models: Sequence[str], calls: int) -> None:
-    """At least `calls` requests, many at once, the models in turn: the bench client warms only the base."""
+    """At least `calls` requests, each model alone first, then many at once, the models in turn: the bench client warms only the base.
+
+    The base belongs to the models of an arm with adapters too, because the client's own warm-up sends it.
+    """
     asked = [models[i % len(models)] for i in range(max(calls, len(models)))]
+    for model in asked[: len(models)]:
+        answer(url, model, prompt)
     with ThreadPoolExecutor(WARM_TOGETHER) as pool:
-        list(pool.map(lambda model: greedy(url, model, prompt), asked))
+        list(pool.map(lambda model: answer(url, model, prompt), asked[len(models) :]))
 
 
 def greedy(url: str, model: str, prompt: Sequence[int]) -> list[tuple[str, float]]:
     """Greedy tokens and their log-probabilities from the completions endpoint."""
-    body = {"model": model, "prompt": list(prompt), "max_tokens": WARM_TOKENS, "temperature": 0, "logprobs": 0, "ignore_eos": True}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        found = json.load(answer)["choices"][0]["logprobs"]
+    found = answer(url, model, prompt, logprobs=0)["logprobs"]
     return list(zip(found["tokens"], found["token_logprobs"], strict=True))
+
+
+def answer(url: str, model: str, prompt: Sequence[int], **more: Any) -> dict[str, Any]:
+    """The first choice of the completions endpoint, asked as the bench client asks (greedy, no end of sequence) for a short answer."""
+    body = {"model": model, "prompt": list(prompt), "max_tokens": WARM_TOKENS, "temperature": 0, "ignore_eos": True} | more
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        found: dict[str, Any] = json.load(reply)["choices"][0]
+    return found
 
 
 def main(spec_path: str) -> None:
@@ -185,8 +204,7 @@ def main(spec_path: str) -> None:
     try:
         row = run(spec)
     except BaseException as error:
-        traceback.print_exc()
-        row = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        row = failed_row(error, spec["log"])
     write_row(spec["result"], row)
     sys.stdout.flush()
     os._exit(0 if row["ok"] else 1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ class Adapter:
     modules: tuple[str, ...]
     """Names of the modules it touches, e.g. q_proj."""
     bytes: int
+    """Of its weights as saved."""
+    parameters: int
 
 
 @dataclass
@@ -179,11 +182,13 @@ def read_adapter(name: str, path: Path, base: Path) -> Adapter:
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise PrerequisiteError(f"adapter '{name}': vLLM serves plain LoRA, not {kind}; merge it, or leave adapter arms out")
     shapes = _weight_shapes(base)
-    modules, size = set(), 0
+    modules, size, parameters = set(), 0, 0
     for key in weights.keys():  # noqa: SIM118 - safe_open is no mapping
         slice_ = weights.get_slice(key)
         shape = slice_.get_shape()
-        size += torch.empty(shape, device="meta").numel() * (4 if slice_.get_dtype() == "F32" else 2)
+        count = math.prod(shape)
+        parameters += count
+        size += count * (4 if slice_.get_dtype() == "F32" else 2)
         module = key.removeprefix("base_model.model.").split(".lora_")[0]
         modules.add(module.rsplit(".", 1)[-1])
         fits = shapes.get(f"{module}.weight")
@@ -191,7 +196,7 @@ def read_adapter(name: str, path: Path, base: Path) -> Adapter:
         if ".lora_" in key and (fits is None or fits[axis] != shape[axis]):
             raise PrerequisiteError(f"adapter '{name}' does not fit the base model {base}: {key} is {shape}, the base has {fits}")
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return Adapter(name, path, max(ranks), tuple(sorted(modules)), size)
+    return Adapter(name, path, max(ranks), tuple(sorted(modules)), size, parameters)
 
 
 def _weight_shapes(model: Path) -> dict[str, list[int]]:

@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 Row = dict[str, Any]
 GIVE_UP_AFTER = 2
 """An arm whose first launches all failed is not started again: it would cost a time limit each."""
 _GONE_WITHIN_S = 30.0
 _LOG_TAIL = 3
+_CAUSE = re.compile(r"(?:^|[\s\]])((?:\w+\.)*\w*(?:Error|Exception): .*)")
+_NO_CAUSE = "Engine core initialization failed"
+"""What vLLM's front end says when its engine core dies at the start; the reason is in the core's own traceback before it."""
 
 
 def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float) -> Row:
@@ -52,10 +59,32 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
         except (ProcessLookupError, PermissionError):  # PermissionError: macOS, a group of zombies
             break
         child.poll()
+        if not _runs(child.pid):
+            break
         time.sleep(0.02)
     if child.stdin is not None:
         child.stdin.close()
     child.wait()
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of this group still runs.
+
+    Zombies hold no memory, and orphans stay zombies where the first process reaps none. One with threads left is not a zombie yet.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1):
+                return True
+    return False
+
+
+def root_cause(log: Path) -> str | None:
+    """The last error that a log names, vLLM's "see root cause above" aside; None when there is none."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    found = (match for line in reversed(lines) if _NO_CAUSE not in line and (match := _CAUSE.search(line)))
+    match = next(found, None)
+    return match[1].strip()[:400] if match else None
 
 
 def tail(log: Path) -> str:

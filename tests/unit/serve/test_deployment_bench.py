@@ -54,7 +54,8 @@ class Fakes:
         work = ctx.folder / "work"
         work.mkdir()
         (work / "prompts.json").write_text("{}")
-        adapters = [types.SimpleNamespace(name=n, rank=8, modules=("q_proj", "v_proj"), bytes=100) for n in ("sst2", "squad_v2")]
+        one = {"rank": 8, "modules": ("q_proj", "v_proj"), "bytes": 400, "parameters": 100}
+        adapters = [types.SimpleNamespace(name=n, **one) for n in ("sst2", "squad_v2")]
         return types.SimpleNamespace(
             base=Path("/base"),
             prompts=work / "prompts.json",
@@ -305,3 +306,10 @@ def test_a_slice_of_a_card_that_nvidia_smi_refuses_is_named_by_torch_in_a_child(
     python.write_text("#!/bin/sh\nexit 1\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-gone")
     assert launches.machine_state("cuda")["gpu"] == []
+
+
+def test_an_adapter_moves_from_disk_as_saved_and_from_memory_as_served():
+    saved_in_fp32 = [types.SimpleNamespace(bytes=400, parameters=100), types.SimpleNamespace(bytes=200, parameters=50)]
+    assert launches.bytes_moved(saved_in_fp32, "bfloat16") == {"cpu cache": 200, "disk": 400}
+    assert launches.bytes_moved(saved_in_fp32, "float32") == {"cpu cache": 400, "disk": 400}
+    assert launches.bytes_moved([], "float32") == {"cpu cache": 0, "disk": 0}

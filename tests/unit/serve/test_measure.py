@@ -148,7 +148,7 @@ def test_a_check_without_adapters_is_the_model_alone():
 def test_switching_reaches_each_tier_at_every_switch_and_only_there(monkeypatch):
     fake = FakeEngine(slots=2, cpu_slots=3)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: fake.now)
-    rows = measure.time_switching(fake, ["a", "b", "c", "d"], 2, 3, POOL, 24, 8, moved_bytes=10_000_000)
+    rows = measure.time_switching(fake, ["a", "b", "c", "d"], 2, 3, POOL, 24, 8, {"cpu cache": 10_000_000, "disk": 20_000_000})
     added = {(r["tier"], r["switch_every"]): r["added_ms"] for r in rows}
     assert added[("one adapter", 1)] == 0.0 and added[("resident", 1)] == pytest.approx(0.0)
     for every in (1, 4):
@@ -157,6 +157,7 @@ def test_switching_reaches_each_tier_at_every_switch_and_only_there(monkeypatch)
     by_tier = {r["tier"]: r for r in rows if r["switch_every"] == 4}
     assert by_tier["disk"]["ms_per_request"] - rows[0]["ms_per_request"] == pytest.approx(110.0 / 4)
     assert by_tier["cpu cache"]["gb_per_s"] == pytest.approx(1.0)
+    assert by_tier["disk"]["gb_per_s"] == pytest.approx(20 / 110)
     assert rows[1]["bytes_moved"] == 0 and rows[1]["gb_per_s"] is None
 
 

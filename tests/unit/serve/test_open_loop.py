@@ -59,6 +59,12 @@ def test_a_rate_row_holds_what_the_client_measured():
     assert (row["completed"], row["requests"], row["e2el_ms"]) == (299, 300, [50.0, 95.0, 99.0]) and row["requests_per_s"] == 29.9
 
 
+def test_a_rate_at_which_nothing_was_answered_is_an_error_and_no_row_of_zeros():
+    found = {"completed": 0, "duration": 10.0, "request_throughput": 0.0, "output_throughput": 0.0}
+    with pytest.raises(RuntimeError, match=r"none of 300 requests at 2\.5 a second"):
+        open_loop.rate_row(2.5, found, 300)
+
+
 @pytest.fixture
 def served():
     """A completions endpoint: adapter `same` answers like the base, `other` with other probabilities, `words` with other words."""
@@ -109,7 +115,7 @@ def test_every_adapter_is_warmed_in_turn_with_prompts_of_the_asked_length(served
 def stand_in(served, tmp_path, monkeypatch):
     """A launch around the small server; the client of the second argument's place is a script that may write to the log."""
 
-    def launch(said):
+    def launch(said, exits=0, **more):
         log, prompts = tmp_path / "log.txt", tmp_path / "prompts.json"
         log.write_text("Compiling a graph during start-up\n")  # before the requests: allowed
         prompts.write_text(json.dumps({"asks": [[1, 2, 3]]}))
@@ -117,12 +123,12 @@ def stand_in(served, tmp_path, monkeypatch):
         figures |= {f"p{p}_{m}_ms": 1.0 for p in (50, 95, 99) for m in open_loop.METRICS}
         (tmp_path / "figures.json").write_text(json.dumps(figures))
         script = f"import shutil; shutil.copy({str(tmp_path / 'figures.json')!r}, {str(tmp_path / 'rate-2.json')!r}); "
-        script += f"open({str(log)!r}, 'a').write({said!r})"
+        script += f"open({str(log)!r}, 'a').write({said!r}); raise SystemExit({exits})"
         monkeypatch.setattr(open_loop, "free_port", lambda: served.server_port)
         monkeypatch.setattr(open_loop, "serve_command", lambda spec, port: [sys.executable, "-c", "import time; time.sleep(5)"])
         monkeypatch.setattr(open_loop, "client_command", lambda spec, port, rate: [sys.executable, "-c", script])
         spec = SPEC | {"log": str(log), "prompts": str(prompts), "result": str(tmp_path / "row.json"), "request_rates": [2.0]}
-        return open_loop.run(spec | {"ready_timeout_s": 5, "minimum_difference": 0.01, "warmup_calls": 2, "requests": 3})
+        return open_loop.run(spec | {"ready_timeout_s": 5, "minimum_difference": 0.01, "warmup_calls": 2, "requests": 3} | more)
 
     return launch
 
@@ -135,6 +141,17 @@ def test_a_launch_that_compiles_under_the_client_is_rejected(stand_in):
 def test_compilation_before_the_requests_is_no_ground_to_reject(stand_in):
     row = stand_in("INFO all quiet\n")
     assert row["ok"] and row["rates"][0]["completed"] == 3 and row["compiled_during_inference"] is False
+
+
+def test_a_client_that_fails_is_told_by_its_error_and_not_by_its_command(stand_in):
+    with pytest.raises(RuntimeError, match=r"exit code 3 \(ValueError: no such tokenizer\)"):
+        stand_in("ValueError: no such tokenizer\nleaked 4 instances\n", exits=3)
+
+
+def test_the_base_is_warmed_beside_the_adapters_since_the_client_warms_with_it(stand_in, served):
+    stand_in("INFO all quiet\n", adapters=[{"name": "other", "path": "/o"}])
+    warm = [name for name, length in served.asked if length == 256]
+    assert warm == ["served-base", "other"]
 
 
 def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):

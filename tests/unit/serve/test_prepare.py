@@ -54,6 +54,7 @@ def test_prompts_have_the_exact_length_and_go_round():
 def test_a_fitting_adapter_is_described(base, tmp_path):
     found = read_adapter("sst2", adapter(tmp_path / "a", rank=4, rank_pattern={"v_proj": 16}), base)
     assert (found.rank, found.modules, found.bytes) == (16, ("q_proj",), 4 * (4 * 32 + 32 * 4))
+    assert found.parameters == 4 * 32 + 32 * 4
 
 
 @pytest.mark.parametrize(

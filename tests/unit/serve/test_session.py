@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tunescope.serve.launch import environment, prepare_environment, write_row
-from tunescope.serve.session import append_row, keep_finished, read_rows, run_launch, run_session
+from tunescope.serve.launch import environment, failed_row, prepare_environment, write_row
+from tunescope.serve.session import append_row, keep_finished, read_rows, root_cause, run_launch, run_session
 
 
 def python(tmp_path, code, timeout=20.0, **kwargs):
@@ -79,6 +79,30 @@ def test_what_a_finished_child_leaves_running_is_ended(tmp_path):
     assert wait_gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_zombie_that_nobody_reaps_is_not_waited_for(tmp_path):
+    """The keeper, in a group of its own, never reaps its child, which is in the launch's group: so do some first processes."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "group = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    os.setpgid(0, 0)\n"
+        "    orphan = os.fork()\n"
+        "    if orphan == 0:\n"
+        "        os.setpgid(0, group)\n"
+        "        pathlib.Path(sys.argv[1]).with_name('pids').write_text(f'{os.getppid()} {os.getpid()}')\n"
+        "    time.sleep(60)\n"
+        "while not pathlib.Path(sys.argv[1]).with_name('pids').exists():\n"
+        "    time.sleep(0.01)\n"
+        "time.sleep(0.1)\n" + WRITES
+    )
+    start = time.monotonic()
+    row = python(tmp_path, code)
+    took, (keeper, orphan) = time.monotonic() - start, map(int, (tmp_path / "pids").read_text().split())
+    assert Path(f"/proc/{orphan}").exists() and gone(orphan), "the orphan is a zombie"
+    os.kill(keeper, signal.SIGKILL)
+    assert row["ok"] and took < 10
+
+
 def test_a_launch_dies_with_a_killed_session(tmp_path):
     child = (
         "import os, sys, time; from tunescope.serve.launch import die_with_parent; die_with_parent()\n"
@@ -96,6 +120,32 @@ def test_a_launch_dies_with_a_killed_session(tmp_path):
     session.send_signal(signal.SIGKILL)
     session.wait()
     assert wait_gone(int(pid_file.read_text()))
+
+
+CORE_DIED = """\
+(EngineCore pid=7) ERROR 11-26 [core.py:1165] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-26 [core.py:1165] ValueError: Free memory on device cuda:0 (30.1/79.1 GiB) is less than desired
+(EngineCore pid=7) Process EngineCore:
+Traceback (most recent call last):
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}
+"""
+
+
+def test_why_an_engine_core_died_is_read_from_the_log(tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    log.write_text(CORE_DIED)
+    assert root_cause(log) == "ValueError: Free memory on device cuda:0 (30.1/79.1 GiB) is less than desired"
+    error = RuntimeError("Engine core initialization failed. See root cause above.")
+    assert failed_row(error, str(log))["error"].startswith("ValueError: Free memory on device")
+    assert failed_row(ValueError("a rank of 9"), str(log))["error"] == "ValueError: a rank of 9", "an error of its own is its own cause"
+    assert "Engine core initialization failed" in capsys.readouterr().err, "the traceback stays in the log"
+
+
+def test_a_log_without_an_error_has_no_cause(tmp_path):
+    (tmp_path / "log.txt").write_text("INFO all quiet\nthis Error is a word\n")
+    assert root_cause(tmp_path / "log.txt") is None and root_cause(tmp_path / "none.txt") is None
+    (tmp_path / "log.txt").write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nINFO shutting down\n")
+    assert root_cause(tmp_path / "log.txt") == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
 def test_rows_survive_a_torn_last_line(tmp_path):
