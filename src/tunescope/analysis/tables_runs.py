@@ -138,16 +138,18 @@ def merge_table(m: Material) -> Table:
         if gap is not None or agreement is not None:
             steps.append(step)
             cast = [scalar(m.frames, step, f"merge_bf16_{name}") for name in ("label_agreement", "score_gap")]
-            rows.append((row.task, row.method, int(row.seed), gap, agreement, *cast, base_unchanged(outputs)))
+            computed = outputs.get("merge_bf16_computed_in")
+            rows.append((row.task, row.method, int(row.seed), gap, agreement, *cast, computed, base_unchanged(outputs)))
     head, cast_columns = (
         ("task", "method", "seed", "max |logit difference|", "label agreement"),
-        ("bf16: equal predictions", "bf16: score gap"),
+        ("bf16: equal predictions", "bf16: score gap", "bf16: computed in"),
     )
     columns = (*head, *cast_columns, "base unchanged")
     note = (
         f"Tolerance {_tolerance(m):g} on logits in fp32. bf16: the model merged in fp32 and cast once predicts test examples again; "
         f"at least {MERGED_BF16_AGREEMENT:g} equal and a gap of at most {MERGED_BF16_GAP:g} in the task's primary metric are "
-        "wanted. `base unchanged`: the hash of the frozen weights before and after training."
+        "wanted. Computed in fp32 (no GPU with bf16) the weights alone are rounded: arithmetic in bf16, as an engine serves it, "
+        "can move more predictions. `base unchanged`: the hash of the frozen weights before and after training."
     )
     return table("Merge equivalence of adapters", columns, rows, note, steps)
 

@@ -128,7 +128,7 @@ def _python(subject: Subject) -> Iterator[str]:
         yield f'base = AutoModelForCausalLM.from_pretrained("{base.load}"{revision}, dtype=torch.float32)'
         yield f'model = PeftModel.from_pretrained(base, "{here}")'
     else:
-        yield f'model = AutoModelForCausalLM.from_pretrained("{here}", dtype="auto")'
+        yield f'model = AutoModelForCausalLM.from_pretrained("{here}", dtype=torch.float32)'
     yield f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
     if subject.template:
         yield ""
@@ -138,6 +138,8 @@ def _python(subject: Subject) -> Iterator[str]:
 
 
 def _remarks(subject: Subject) -> Iterator[str]:
+    if subject.form == "merged":
+        yield 'The weights were cast once, to the dtype they are stored in. `dtype="auto"` and vLLM also compute in it: more rounding.'
     if subject.form != "adapter":
         return
     yield 'The figures below were measured with the base in fp32; `dtype="auto"` loads it as it is stored, with other rounding.'
@@ -199,7 +201,11 @@ def _caveats(subject: Subject) -> Iterator[str]:
 def _merge_proofs(step: FinishedStep) -> str:
     names = ("merge_max_abs_logit_difference", "merge_bf16_label_agreement", "merge_bf16_score_gap")
     found = [f"{name} {value:.3g}" for name in names if (value := step.metric(name)) is not None]
-    return f"What the run measured of merging: {', '.join(found)}." if found else "The run measured nothing of merging."
+    if not found:
+        return "The run measured nothing of merging."
+    computed = step.outputs.get("merge_bf16_computed_in", f"a precision that was {NOT_RECORDED}")
+    how = f"bf16: the weights cast once, computed in {computed}; where it serves in another precision single predictions can differ"
+    return f"What the run measured of merging: {', '.join(found)} ({how})."
 
 
 def _facts(subject: Subject) -> Iterator[tuple[str, str]]:

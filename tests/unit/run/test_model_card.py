@@ -17,9 +17,8 @@ def subject(base: Base, metrics=(), **changes) -> Subject:
     inputs = {"task": "rte", "method": "lora", "seed": 7, "method_spec": {"adapter": ADAPTER}}
     result = {"metrics": list(metrics), "resources": [], "outputs": {}, "notes": [], "fingerprint": "f" * 64, "digest": "d" * 64}
     step = FinishedStep(ID, Path("nowhere"), inputs, result)
-    return Subject(
-        "rte-lora-seed-7", "adapter", "mine", step, base, {"adapter_model.safetensors": "0" * 64}, **{"adapter": ADAPTER} | changes
-    )
+    given = {"form": "adapter", "adapter": ADAPTER} | changes
+    return Subject("rte-lora-seed-7", study="mine", step=step, base=base, weights={"adapter_model.safetensors": "0" * 64}, **given)
 
 
 def front(text: str) -> dict:
@@ -37,6 +36,17 @@ def test_a_figure_of_another_split_is_no_test_figure():
     rows = [{"name": "accuracy", "value": v, "unit": "fraction", "split": s, "n": 9} for v, s in ((0.25, "test"), (0.75, "selection"))]
     text = model_card(subject(Base("b", "./base"), rows))
     assert f"| accuracy | 0.2500 | fraction | 9 | `{ID}` |" in text and "0.75" not in text
+
+
+def test_a_merged_model_is_loaded_as_it_was_checked_and_the_card_says_how():
+    rows = [{"name": "merge_bf16_score_gap", "value": 0.0, "unit": "fraction", "split": "", "n": 9}]
+    rows += [{"name": "accuracy", "value": 0.25, "unit": "fraction", "split": "test", "n": 9}]
+    plain = subject(Base("b", "./base"), rows, form="merged")
+    text = model_card(plain)
+    assert 'from_pretrained("./rte-lora-seed-7", dtype=torch.float32)' in text and 'dtype="auto"` and vLLM also compute in it' in text
+    assert "computed in a precision that was not recorded" in text
+    plain.step.result["outputs"]["merge_bf16_computed_in"] = "fp32"
+    assert "the weights cast once, computed in fp32" in model_card(plain)
 
 
 def test_a_hub_base_is_named_with_its_commit_and_licence():
