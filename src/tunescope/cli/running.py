@@ -65,9 +65,9 @@ def run(
     undone = [states[i] for i in states if i in chosen.named and states[i].status != "done"]
     for state in undone:
         talk.print(f"{state.status:<8}{state.step.id}  {_missing_reason(state, chosen, session)}", markup=False)
+    _offline(session, chosen)
     if selection.reports:
         _report(session, states)
-    _offline(session, chosen)
     if undone:
         raise typer.Exit(1)
 

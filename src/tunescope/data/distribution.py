@@ -96,7 +96,7 @@ class Folder:
         path = self.find(name)
         if path is None:
             looked = ", ".join(str(p) for p in self.places)
-            raise PrerequisiteError(f"{self.task}: no {name} (or {name}.gz) in {looked}; see docs/tasks for where to get it")
+            raise PrerequisiteError(f"{self.task}: no {name} (or {name}.gz) in {looked}; docs/tasks.md says where to get it")
         try:
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         except (OSError, EOFError, zlib.error) as error:

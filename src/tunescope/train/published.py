@@ -26,9 +26,9 @@ _BERT = "Devlin et al. 2019, BERT, arXiv:1810.04805, table 1"
 _ALBERT = "Lan et al. 2020, ALBERT, arXiv:1909.11942, table 2"
 _UNTUNED, _PLAN = "an untuned model of about 1B parameters", "expectation of the study's plan, no measurement"
 PUBLISHED = (
-    Published("mrpc", "RoBERTa-base", "accuracy", 0.902, "dev", _ROBERTA, "408 dev rows; this study scores the 1,725 test rows"),
+    Published("mrpc", "RoBERTa-base", "accuracy", 0.902, "dev", _ROBERTA, "the 408 dev rows, not the 1,725 test rows"),
     Published("sst2", "RoBERTa-base", "accuracy", 0.948, "dev", _ROBERTA),
-    Published("sst2", "BERT-base", "accuracy", 0.935, "test", _BERT, "GLUE server; this study scores the dev rows"),
+    Published("sst2", "BERT-base", "accuracy", 0.935, "test", _BERT, "labels on the GLUE server only, so not the dev rows"),
     Published("rte", "BERT-base", "accuracy", 0.664, "test", _BERT, "GLUE server; dev scores up to about 0.70 are reported"),
     Published("squad_v2", "ALBERT-base", "f1", 0.800, "dev", _ALBERT, "the 89.7 sometimes quoted belongs to a larger ALBERT"),
     Published("squad_v2", "ALBERT-base", "exact_match", 0.771, "dev", _ALBERT),
