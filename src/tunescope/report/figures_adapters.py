@@ -66,9 +66,10 @@ def _line(ax: Axes, model: OverheadModel) -> None:
 
 def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
     """The break-even, where it lies within what was measured."""
-    if even.adapters is None or even.low is None or even.high is None or even.extrapolated:
+    if even.status != "bounded" or even.adapters is None or even.high is None:
         return
-    low, high = max(even.low, model.fitted_range[0]), min(even.high, model.fitted_range[1])
+    fewest, most = model.fitted_range
+    low, high = fewest if even.low is None else even.low, min(even.high, most)
     reach = [[even.adapters - low], [high - even.adapters]]
     ax.errorbar([even.adapters], [even.limit], xerr=reach, fmt="D", color=INK, ms=5, label="break-even")
 
