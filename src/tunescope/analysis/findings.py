@@ -149,7 +149,8 @@ class ServingRow(_Row):
     adapters: int
     launches: int
     ms_per_token_median: float
-    ms_per_token_mad: float
+    ms_per_token_mad: float | None
+    """Median absolute deviation over launches; None for a single one."""
     tokens_per_s_median: float
     ttft_ms_median: float | None
     latency_p50_ms: float | None
@@ -158,6 +159,8 @@ class ServingRow(_Row):
     requests: int
     ratio_to_baseline: float | None
     """Time per token over the registered baseline arm, same cell."""
+    ratio_launches: int | None
+    """Launches of both arms that the ratio pairs; below two it has no interval."""
     ratio_interval: tuple[float | None, float | None] | None
     note: str
     steps: list[str]

@@ -164,9 +164,11 @@ def serving_table(rows: Sequence[ServingRow]) -> Table:
         ("Requests", lambda r: w.count(r.requests)),
         ("Over baseline", lambda r: w.NONE if r.ratio_to_baseline is None else w.percent(r.ratio_to_baseline - 1, 1, sign=True)),
         ("Interval", lambda r: w.percent_interval(_less_one(r.ratio_interval))),
+        ("Pairs", lambda r: w.count(r.ratio_launches)),
         ("Note", lambda r: "; ".join(n for n in _notes(r) if n not in shared) or w.NONE),
     ]
     note = "Medians over launches (± median absolute deviation). p50 to p99: request latency. Over baseline: extra time per token."
+    note += " Pairs: launches that both arms have, over which ratio and interval are."
     note += f" All cells: {'; '.join(shared)}." if shared else ""
     return table_of("serving", "Serving cells", rows, formats, ("Arm", "Sampling"), note)
 

@@ -168,6 +168,14 @@ def test_notes_of_all_serving_cells_are_said_once(published: Published) -> None:
     assert "few requests" in table.note and [row.cells[-1] for row in table.rows[:2]] == ["alone", "–"]
 
 
+def test_a_single_launch_has_no_spread_and_ratios_name_their_pairs(published: Published) -> None:
+    row = next(r for r in published.findings.serving if r.ratio_to_baseline is not None)
+    one = row.model_copy(update={"launches": 2, "ratio_launches": 1, "ms_per_token_median": 1.83, "ms_per_token_mad": None})
+    table = serving_table([one])
+    shown = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    assert (shown["ms per token"], shown["Launches"], shown["Pairs"]) == ("1.83", "2", "1") and "Pairs: launches" in table.note
+
+
 def test_disagreements_say_who_is_right() -> None:
     row = {
         "task": "squad_v2", "example_id": "v/1", "label": None, "predictions": {"full": "", "lora": "x" * 500},
