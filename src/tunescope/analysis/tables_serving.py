@@ -111,9 +111,13 @@ def surface_table(m: Material, found: dict[str, Any]) -> Table:
             f"Overhead over {m.study.analysis.overhead_baseline_arm} = intercept + adapters + log2(batch), fitted to each of "
             f"{joint['launches']} launches at {len(points)} points ({min(n for n, _ in points)} to {max(n for n, _ in points)} adapters, "
             f"batches of {min(b for _, b in points)} to {max(b for _, b in points)} that hold them all), prompts of "
-            f"{joint['prompt_length']}, {joint['sampling']}; t limits over launches. Worst miss: {100 * miss['overhead']:+.1f} points, "
-            f"adapters {miss['adapters']}, batch {miss['batch_size']}; a small p says that this is not the shape, and then the measured "
-            "cells are to be read instead."
+            f"{joint['prompt_length']}, {joint['sampling']}; t limits over launches. "
+        )
+        note += (
+            f"Worst miss: {100 * miss['overhead']:+.1f} points, adapters {miss['adapters']}, batch {miss['batch_size']}; a small p says "
+            "that this is not the shape, and then the measured cells are to be read instead."
+            if miss
+            else "As many points as terms: the fit meets them exactly, so nothing tells whether this is the shape."
         )
     columns = ("term", "overhead", "90 % low", "90 % high")
     return table("Overhead by adapters and batch", columns, rows, note, m.frames.of_kind("serve"))
