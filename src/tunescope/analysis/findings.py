@@ -136,6 +136,8 @@ class CostRow(_Row):
     trainable_share: float | None
     actual_speedup: float | None
     theoretical_speedup: float | None
+    shared_machine: bool
+    """Whether another step ran on the same machine at the same time as one of these, which slows both."""
     steps: list[str]
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tunescope.report.latex import escape, latex, write_tables
-from tunescope.report.tables import baselines_table, build_tables, serving_table
+from tunescope.report.tables import baselines_table, build_tables, costs_table, serving_table
 from tunescope.report.tables_statistics import disagreements_table, statistics_tables, value_text
 from tunescope.report.tabular import Row, Table
 
@@ -97,6 +97,15 @@ def test_costs_compare_training_speed_and_not_wall_time(tables: dict[str, Table]
     cells = {row.cells[:2]: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
     lora = next(v for k, v in cells.items() if k == ("SST-2", "lora"))
     assert lora["MFU"] == "57.1\u00a0%" and lora["Speed-up"] == "1.43×"
+
+
+def test_the_note_on_costs_names_steps_that_shared_their_machine_and_no_column_that_is_not_there(published: Published) -> None:
+    rows = [r.model_copy(update={"mfu": None, "shared_machine": r.method == "lora"}) for r in published.findings.costs]
+    table = costs_table([r for r in rows if r.task == "sst2"])
+    assert "MFU" not in table.note and "MFU" not in table.columns
+    assert " SST-2 lora: other steps ran on the machine at the same time" in table.note
+    alone = costs_table(published.findings.costs).note
+    assert "MFU: model FLOPs" in alone and "other steps" not in alone
 
 
 def test_merging_in_bf16_is_shown(published: Published) -> None:
