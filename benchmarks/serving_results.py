@@ -29,6 +29,7 @@ from tunescope.report.figures import FIGURES
 from tunescope.report.tables import serving_table
 from tunescope.report.tables_statistics import statistics_tables
 from tunescope.report.tabular import Table
+from tunescope.serve.machine import busy
 from tunescope.serve.session import read_rows
 from tunescope.study.arms import SAME_SHAPE, parse_arm
 from tunescope.study.load import load_study
@@ -190,6 +191,9 @@ def machine(rows: list[dict[str, Any]]) -> str:
     text = f"{', '.join(gpus)}; {versions}; {first['dtype']}, {'eager' if first['enforce_eager'] else 'graphs'}, max_num_seqs "
     text += f"{first['max_num_seqs']}, max_model_len {first['max_model_len']}"
     text += f", gpu_memory_utilization {first['gpu_memory_utilization']}." if first["gpu_memory_utilization"] else "."
+    before, after = ([r["machine"][when]["load_average_1min"] for r in rows] for when in ("before", "after"))
+    text += f" Load of the host before a launch: {min(before):.1f} to {max(before):.1f}, after it {min(after):.1f} to {max(after):.1f}."
+    text += f" {said}." if (said := busy(rows)) else ""
     return text + (f" SM clock after a launch: {clocks[0]} to {clocks[-1]}." if clocks else " CPU figures say nothing about a GPU.")
 
 

@@ -1,6 +1,9 @@
 """The serve step around the real vLLM engine: base, two adapters, two merged engines at once, and a real server, a launch each."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from tunescope.data.prepare import run_data
 from tunescope.errors import PrerequisiteError
 from tunescope.records import StepContext
 from tunescope.serve.deployment_bench import check_vllm, run_serve
+from tunescope.serve.launch import environment
 from tunescope.serve.overhead import cell_table
 from tunescope.study.inputs import DataInputs, ServeInputs
 from tunescope.study.schema import DataSpec, Limits, ModelSpec, OpenLoopSpec, ServingSpec
@@ -107,6 +111,26 @@ def test_lora_costs_memory_for_slots_and_none_for_the_base(served):
     assert base["lora_slot_bytes"] == 0 < two["lora_slot_bytes"] and base["weight_bytes"] == two["weight_bytes"]
     assert (two["max_loras"], two["max_lora_rank"], len(two["load_s"])) == (3, 8, 2)
     assert {c["note"][:11] for c in two["cells"]} == {"alternation", ""}
+
+
+def test_an_engine_in_a_process_of_its_own_tells_what_it_holds():
+    """As on a GPU, where no function may be sent to the engine's process."""
+    code = (
+        "from vllm import LLM\n"
+        "from tunescope.models.loading import resolve_model\n"
+        "from tunescope.study.schema import ModelSpec\n"
+        "if __name__ == '__main__':\n"
+        "    llm = LLM(str(resolve_model(ModelSpec(name='sprout-2m'))), skip_tokenizer_init=True, dtype='float32',\n"
+        "              enforce_eager=True, max_model_len=64, max_num_seqs=2, kv_cache_memory_bytes=2**24,\n"
+        "              enable_lora=True, max_loras=2, max_lora_rank=8,\n"
+        "              worker_extension_cls='tunescope.serve.held.HeldBytes')\n"
+        "    print('HELD', *llm.collective_rpc('held_bytes')[0])\n"
+    )
+    alone = environment("cpu") | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True, timeout=400, check=False)
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("HELD ")] or [run.stderr[-2000:]]
+    weights, slots = map(int, line.split()[1:])
+    assert weights > 1e6 and slots > 1e5
 
 
 def test_two_merged_engines_share_the_batch_and_hold_the_weights_twice(served):

@@ -136,6 +136,8 @@ class CostRow(_Row):
     trainable_share: float | None
     actual_speedup: float | None
     theoretical_speedup: float | None
+    shared_machine: bool
+    """Whether another step ran on the same machine at the same time as one of these, which slows both."""
     steps: list[str]
 
 
@@ -149,7 +151,8 @@ class ServingRow(_Row):
     adapters: int
     launches: int
     ms_per_token_median: float
-    ms_per_token_mad: float
+    ms_per_token_mad: float | None
+    """Median absolute deviation over launches; None for a single one."""
     tokens_per_s_median: float
     ttft_ms_median: float | None
     latency_p50_ms: float | None
@@ -158,6 +161,8 @@ class ServingRow(_Row):
     requests: int
     ratio_to_baseline: float | None
     """Time per token over the registered baseline arm, same cell."""
+    ratio_launches: int | None
+    """Launches of both arms that the ratio pairs; below two it has no interval."""
     ratio_interval: tuple[float | None, float | None] | None
     note: str
     steps: list[str]

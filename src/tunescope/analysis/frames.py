@@ -1,5 +1,6 @@
 """Tidy tables read from finished steps. A step counts only when its result.json is there; what cannot be read is named, never fatal."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,10 @@ _PREDICTION = {
     "no_answer_probability": "float64", "label_logprobs": "object",
 }  # fmt: skip
 COLUMNS: dict[str, dict[str, str]] = {
-    "steps": {**_RUN, "kind": "str", "fingerprint": "str", "inputs": "object", "outputs": "object", "notes": "object"},
+    "steps": {
+        **_RUN, "kind": "str", "fingerprint": "str", "machine": "str", "started": "float64", "finished": "float64", "inputs": "object",
+        "outputs": "object", "notes": "object",
+    },
     "metrics": {
         **_RUN, "kind": "str", "source": "str", "name": "str", "value": "float64", "unit": "str", "split": "str", "n": "Int64",
         "higher_is_better": "boolean",
@@ -267,6 +271,7 @@ class _Reader:
     def _add_records(self, step: FinishedStep, kind: str, run: dict[str, Any]) -> None:
         result, head = step.result, json.loads((step.folder / "step.json").read_text())
         facts = {"kind": kind, "fingerprint": head.get("fingerprint"), "inputs": step.inputs}
+        facts |= {"machine": _machine(step.folder), "started": result.get("started"), "finished": result.get("finished")}
         facts |= {"outputs": result.get("outputs") or {}, "notes": list(result.get("notes") or [])}
         self.rows["steps"].append(pd.DataFrame({key: [value] for key, value in {**run, **facts}.items()}))
         found = [{**run, "kind": kind, "source": s, **m} for s in ("metric", "resource") for m in result.get(f"{s}s") or []]
@@ -309,6 +314,15 @@ class _Reader:
         for name, rows in (("engines", engines), ("launches", cells)):
             if rows:
                 self.rows[name].append(pd.DataFrame(rows))
+
+
+def _machine(folder: Path) -> str | None:
+    """Tells the machines of steps apart without their names, which no published table needs; None where provenance does not tell."""
+    try:
+        host = json.loads((folder / "provenance.json").read_text())["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return hashlib.sha256(str(host).encode()).hexdigest()[:8]
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+from tunescope.serve.machine import busy
 from tunescope.serve.overhead import P99_REQUESTS
 from tunescope.study.schema import Study
 
 from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, broken_plan
 from .findings import Claim, Limitation, Missing, TaskRow
 from .frames import Frames
+from .overhead import launch_rows
 from .quality import TaskQuality
 from .scores import scalars
 from .verdicts import NAMES
@@ -114,7 +116,9 @@ def _serving(frames: Frames, claims: list[Claim]) -> Iterator[Said]:
     if outputs.get("cpu_figures"):
         mode = ", in eager mode in every arm" if outputs.get("eager") else ""
         yield f"Serving was measured on a CPU{mode}: the figures show that the benchmark works and say nothing about GPUs.", steps
-    requests = frames.launches.groupby(["arm", "batch_size", "prompt_length", "sampling"]).requests.sum()
+    if loaded := busy(launch_rows(frames)):
+        yield f"{loaded}: part of what arms differ by may be that.", steps
+    requests = frames.launches.requests  # the p99 of a cell is the median of its launches' own, so requests of several do not add up
     least = int(requests.min()) if len(requests) else P99_REQUESTS
     if least < P99_REQUESTS:
-        yield f"Serving cells have {least} requests or more: a 99th percentile has no upper bound below {P99_REQUESTS}.", steps
+        yield f"Serving cells have {least} requests a launch or more: a 99th percentile has no upper bound below {P99_REQUESTS}.", steps

@@ -60,39 +60,58 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
 
 @dataclass(frozen=True)
 class BreakEven:
-    """The number of adapters at which side-by-side serving reaches an overhead limit, where merging becomes the cheaper choice."""
+    """The number of adapters at which side-by-side serving reaches an overhead limit, where merging becomes the cheaper choice.
+
+    Below the fewest measured adapters no number is given: a line says nothing there, and fewer than one adapter is no answer.
+    """
 
     limit: float
     adapters: float | None
+    """None unless the status is bounded or extrapolated."""
     low: float | None
+    """Fieller's; None below the fewest measured adapters."""
     high: float | None
-    status: Literal["bounded", "unbounded"]
-    extrapolated: bool
+    """Likewise; may lie beyond the most measured adapters, which `text` says."""
+    status: Literal["bounded", "extrapolated", "already above", "falling", "unbounded"]
+    """bounded: reached within the measured range; extrapolated: beyond it; already above: by the line, at the fewest measured adapters;
+    falling: overhead falls as adapters are added; unbounded: the slope's interval covers 0."""
     text: str
 
 
 def break_even(model: OverheadModel, limit: float) -> BreakEven:
-    """The number of adapters at the limit, in words too; "unbounded" when the slope's interval covers 0."""
-    found = line_break_even(model, limit)
-    at, low, high = found.at, found.low, found.high
-    if at is None or low is None or high is None:
-        text = (
-            f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
-            f"change with the number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]} measured)."
-        )
-        return BreakEven(limit, None, None, None, "unbounded", False, text)
-    outside = not model.fitted_range[0] <= at <= model.fitted_range[1]
-    return BreakEven(limit, at, low, high, "bounded", outside, _break_even_text(model, limit, at, low, high, outside))
-
-
-def _break_even_text(model: OverheadModel, limit: float, at: float, low: float, high: float, outside: bool) -> str:
+    """The number of adapters at the limit, as far as the measured range can tell, in words too."""
+    found, (fewest, most) = line_break_even(model, limit), model.fitted_range
+    if found.at is None or found.low is None or found.high is None:
+        return BreakEven(limit, None, None, None, "unbounded", _unbounded_text(model, limit))
     if model.slope < 0:
-        return f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
-    if at < 1 and high < 1 and model.fitted_range[0] == 1:
-        return f"Side by side is above {limit:.0%} already with one adapter ({model.level:.0%} limits {low:.1f} to {high:.1f} adapters)."
-    if high < model.fitted_range[0]:
-        return (
-            f"Side by side is above {limit:.0%} at every measured number of adapters ({model.fitted_range[0]} to {model.fitted_range[1]})."
+        text = f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
+        return BreakEven(limit, None, None, None, "falling", text)
+    low, high = (value if value >= fewest else None for value in (found.low, found.high))
+    words = _limits_text(model, low, high)
+    if found.at < fewest:
+        doubt = "" if high is None else ", so this is not certain"
+        text = (
+            f"Side by side is above {limit:.0%} already at the fewest adapters measured (N = {fewest}: {model.predict(fewest)[0]:.0%} by "
+            f"the fitted line); {model.level:.0%} limits of where it reaches {limit:.0%}: {words}{doubt}."
         )
-    label = f" (extrapolated beyond the measured {model.fitted_range[0]} to {model.fitted_range[1]})" if outside else ""
-    return f"Side by side reaches an overhead of {limit:.0%} at {at:.1f} adapters, {model.level:.0%} limits {low:.1f} to {high:.1f}{label}."
+        return BreakEven(limit, None, low, high, "already above", text)
+    beyond = f" (extrapolated beyond the measured {fewest} to {most})" if found.at > most else ""
+    text = f"Side by side reaches an overhead of {limit:.0%} at {found.at:.1f} adapters{beyond}, {model.level:.0%} limits {words}."
+    return BreakEven(limit, found.at, low, high, "extrapolated" if beyond else "bounded", text)
+
+
+def _unbounded_text(model: OverheadModel, limit: float) -> str:
+    fewest, most = model.fitted_range
+    return (
+        f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
+        f"change with the number of adapters (by the fitted line {model.predict(fewest)[0]:.0%} with {fewest} and "
+        f"{model.predict(most)[0]:.0%} with {most}, the fewest and the most measured)."
+    )
+
+
+def _limits_text(model: OverheadModel, low: float | None, high: float | None) -> str:
+    fewest, most = model.fitted_range
+    few = f"fewer than {fewest}"
+    if high is None:
+        return few
+    return f"{few if low is None else f'{low:.1f}'} to {high:.1f}{f', beyond the {most} measured' if high > most else ''}"

@@ -39,14 +39,20 @@ class Surface:
     def plain(self) -> dict[str, Any]:
         """As JSON types."""
         terms = {name: self.fit.estimate(np.eye(3)[i]) for i, name in enumerate(TERMS)}
-        residuals = self.fit.residuals_KP.mean(axis=0)
-        worst = int(np.abs(residuals).argmax())
         return {
             "terms": {name: {"value": v, "low": low, "high": high} for name, (v, low, high) in terms.items()},
             "level": self.fit.level, "launches": self.launches, "points": [list(p) for p in self.points], "measured": list(self.measured),
             "prompt_length": self.prompt_length, "sampling": self.sampling, "misfit_p": self.fit.misfit_p,
-            "worst_miss": {"adapters": self.points[worst][0], "batch_size": self.points[worst][1], "overhead": float(residuals[worst])},
+            "worst_miss": self.worst_miss(),
         }  # fmt: skip
+
+    def worst_miss(self) -> dict[str, Any] | None:
+        """The point that the fit misses most, on average over launches; None with no more points than terms, which are met exactly."""
+        if len(self.points) <= len(TERMS):
+            return None
+        residuals = self.fit.residuals_KP.mean(axis=0)
+        worst = int(np.abs(residuals).argmax())
+        return {"adapters": self.points[worst][0], "batch_size": self.points[worst][1], "overhead": float(residuals[worst])}
 
 
 def surface(rows: Sequence[Row], baseline: str, prompt_length: int | None = None, sampling: str = "greedy") -> Surface | None:

@@ -140,8 +140,17 @@ def _cost_row(frames: Frames, study: Study, task: str, method: str) -> CostRow:
         real_tokens_per_s=speed, mfu=_median(frames, steps, "mfu"), steps_to_best=_median(frames, steps, "best_step"),
         trainable_share=trainable / total if trainable and total else None,
         actual_speedup=speed / reference_speed if speed and reference_speed else None,
-        theoretical_speedup=reference_flops / flops if reference_flops and flops else by_count, steps=steps,
+        theoretical_speedup=reference_flops / flops if reference_flops and flops else by_count,
+        shared_machine=_shared(frames, steps), steps=steps,
     )  # fmt: skip
+
+
+def _shared(frames: Frames, steps: list[str]) -> bool:
+    """Whether one of these steps overlapped in time with another step of its machine."""
+    timed = frames.steps[["step_id", "machine", "started", "finished"]].dropna()
+    pairs = timed[timed.step_id.isin(steps)].merge(timed, on="machine", suffixes=("", "_other"))
+    pairs = pairs[pairs.step_id != pairs.step_id_other]
+    return bool(((pairs.started < pairs.finished_other) & (pairs.started_other < pairs.finished)).any())
 
 
 def theoretical_speedup(trainable: float | None, total: float | None, adapter: bool) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tunescope.serve.overhead import Row, cell_table, finished, overhead_ratio, tie_check
+from tunescope.serve.overhead import Row, cell_table, finished, overhead_ratio, spread, tie_check
 from tunescope.study.schema import Study
 
 from .findings import ServingRow
@@ -33,10 +33,11 @@ def _row(line: dict[Any, Any], rows: list[Row], baseline: str, steps: list[str])
     ratio = None if line["arm"] == baseline else overhead_ratio(rows, line["arm"], baseline, [cell])
     return ServingRow(
         arm=line["arm"], batch_size=cell[0], prompt_length=cell[1], sampling=cell[2], adapters=int(line["adapters"]),
-        launches=int(line["launches"]), ms_per_token_median=line["ms_per_token_median"], ms_per_token_mad=line["ms_per_token_mad"],
+        launches=int(line["launches"]), ms_per_token_median=line["ms_per_token_median"], ms_per_token_mad=finite(line["ms_per_token_mad"]),
         tokens_per_s_median=line["tokens_per_s_median"], ttft_ms_median=finite(line["ttft_ms_median"]),
         latency_p50_ms=finite(line["latency_p50_ms"]), latency_p95_ms=finite(line["latency_p95_ms"]),
         latency_p99_ms=finite(line["latency_p99_ms"]), requests=int(line["requests"]), ratio_to_baseline=ratio.ratio if ratio else None,
+        ratio_launches=ratio.launches if ratio else None,
         ratio_interval=ratio.interval if ratio and ratio.low is not None else None, note=line["note"], steps=steps,
     )  # fmt: skip
 
@@ -53,11 +54,11 @@ def switching_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _switching_row(tier: str, every: int, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    added = np.array([e["added_ms"] for e in entries])
+    added = [e["added_ms"] for e in entries]
     return {
         "tier": tier, "switch_every": every, "adapters": entries[0]["adapters"], "launches": len(entries),
         "ms_per_request": _middle([e["ms_per_request"] for e in entries]), "added_ms": float(np.median(added)),
-        "added_mad": float(np.median(np.abs(added - np.median(added)))),
+        "added_mad": finite(spread(added)),
         "gb_per_s": _middle([e["gb_per_s"] for e in entries if e["gb_per_s"] is not None]),
     }  # fmt: skip
 

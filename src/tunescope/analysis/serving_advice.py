@@ -6,7 +6,7 @@ from tunescope.serve.overhead import Row, common_cells, finished, overhead_ratio
 
 from .merged_or_adapters import choices
 from .overhead_scaling import break_even, overhead_model
-from .serving_memory import weights_and_slots
+from .serving_memory import rounding, weights_and_slots
 
 
 def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, baseline: str = "merged") -> list[str]:
@@ -47,8 +47,11 @@ def _memory_advice(rows: Sequence[Row]) -> list[str]:
     if merged is None:
         return []
     held = {n: size for arm, n in side_by_side(rows).items() for r in finished(rows, arm) if (size := weights_and_slots(r))}
+    off = rounding(merged) / 2**20
+    places, doubt = (0, f"; the engine's log rounds to ±{off:.0f} MiB an engine") if off else (1, "")
     return [
-        f"Memory: {n} merged models need {n * merged['weight_bytes'] / 2**20:.1f} MiB of weights, one engine with {n} adapters "
-        f"{size / 2**20:.1f} MiB (slots are set aside before any adapter is loaded)."
+        f"Memory: {n} merged model{'s need' if n > 1 else ' needs'} {n * merged['weight_bytes'] / 2**20:.{places}f} MiB of weights, one "
+        f"engine with {n} adapter{'s' if n > 1 else ''} {size / 2**20:.{places}f} MiB (slots are set aside before any adapter is "
+        f"loaded{doubt})."
         for n, size in held.items()
     ]

@@ -111,9 +111,13 @@ def surface_table(m: Material, found: dict[str, Any]) -> Table:
             f"Overhead over {m.study.analysis.overhead_baseline_arm} = intercept + adapters + log2(batch), fitted to each of "
             f"{joint['launches']} launches at {len(points)} points ({min(n for n, _ in points)} to {max(n for n, _ in points)} adapters, "
             f"batches of {min(b for _, b in points)} to {max(b for _, b in points)} that hold them all), prompts of "
-            f"{joint['prompt_length']}, {joint['sampling']}; t limits over launches. Worst miss: {100 * miss['overhead']:+.1f} points, "
-            f"adapters {miss['adapters']}, batch {miss['batch_size']}; a small p says that this is not the shape, and then the measured "
-            "cells are to be read instead."
+            f"{joint['prompt_length']}, {joint['sampling']}; t limits over launches. "
+        )
+        note += (
+            f"Worst miss: {100 * miss['overhead']:+.1f} points, adapters {miss['adapters']}, batch {miss['batch_size']}; a small p says "
+            "that this is not the shape, and then the measured cells are to be read instead."
+            if miss
+            else "As many points as terms: the fit meets them exactly, so nothing tells whether this is the shape."
         )
     columns = ("term", "overhead", "90 % low", "90 % high")
     return table("Overhead by adapters and batch", columns, rows, note, m.frames.of_kind("serve"))
@@ -143,7 +147,8 @@ def memory_table(m: Material, found: dict[str, Any]) -> Table:
     rows = [
         (
             line["arm"], line["adapters"], line["max_loras"], line["launches"], line["weights_and_slots"] / MIB,
-            None if line["bytes_per_slot"] is None else line["bytes_per_slot"] / MIB, line["cache_tokens"], line["cache_share"],
+            line["rounding"] / MIB or None, None if line["bytes_per_slot"] is None else line["bytes_per_slot"] / MIB,
+            *(None if x is None else x / MIB for x in line["slot_range"] or (None, None)), line["cache_tokens"], line["cache_share"],
         )
         for line in found.get("memory", [])
     ]  # fmt: skip
@@ -151,7 +156,12 @@ def memory_table(m: Material, found: dict[str, Any]) -> Table:
         "Weights with preallocated adapter slots, as the engine reports them; per slot: what the engine holds more than the base, over "
         "max_loras. Cache: tokens of key-value cache left; empty on a CPU, where its size is fixed beforehand."
     )
-    columns = ("arm", "adapters", "max_loras", "launches", "weights and slots (MiB)", "per slot (MiB)", "cache tokens", "cache / base")
+    if any(line["rounding"] for line in found.get("memory", [])):
+        note += " ±: the engine's log gives hundredths of a GiB, so a slot is known as a range; slots of one rank are of one size."
+    columns = (
+        "arm", "adapters", "max_loras", "launches", "weights and slots (MiB)", "± (MiB)", "per slot (MiB)", "per slot from (MiB)",
+        "per slot to (MiB)", "cache tokens", "cache / base",
+    )  # fmt: skip
     return table("Serving memory", columns, rows, note, m.frames.of_kind("serve"))
 
 

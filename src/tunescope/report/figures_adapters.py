@@ -66,9 +66,10 @@ def _line(ax: Axes, model: OverheadModel) -> None:
 
 def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
     """The break-even, where it lies within what was measured."""
-    if even.adapters is None or even.low is None or even.high is None or even.extrapolated:
+    if even.status != "bounded" or even.adapters is None or even.high is None:
         return
-    low, high = max(even.low, model.fitted_range[0]), min(even.high, model.fitted_range[1])
+    fewest, most = model.fitted_range
+    low, high = fewest if even.low is None else even.low, min(even.high, most)
     reach = [[even.adapters - low], [high - even.adapters]]
     ax.errorbar([even.adapters], [even.limit], xerr=reach, fmt="D", color=INK, ms=5, label="break-even")
 
@@ -83,15 +84,23 @@ def memory(material: Material) -> Chart:
     for ax, (_, key, unit) in zip(axes, shown, strict=True):
         _held(ax, lines, key, unit)
     legend_below(figure, axes, 4)
-    each = "; ".join(
-        f"{arm_name(x['arm'])} {decimals(x['bytes_per_slot'] / MIB, 2)} MiB a slot" for x in lines if x["bytes_per_slot"] is not None
-    )
-    alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 1)} MiB" for x in lines)
+    each = "; ".join(f"{arm_name(x['arm'])} {size} MiB a slot" for x in lines if (size := _slot(x)))
+    off = max(x["rounding"] for x in lines) / MIB
+    alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 0 if off else 1)} MiB" for x in lines)
+    rounded = f"; the engine's log rounds to ±{off:.0f} MiB" if off else ""
+    cached = any(key == "cache_tokens" for _, key, _ in shown)
     caption = (
         "Medians over launches, as the engine reports them, against merged engines or adapter slots; slots are set aside before any "
-        f"adapter is loaded. {'' if len(shown) == len(_HELD) else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
+        f"adapter is loaded{rounded}. {'' if cached else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
     )
     return Chart("serving_memory", "Memory by number of models served", caption, f"{alt}.", tuple(material.frames.of_kind("serve")), figure)
+
+
+def _slot(line: dict[str, Any]) -> str:
+    """MiB of one slot, as a range where a log rounded them; "" without slots."""
+    if line["slot_range"]:
+        return " to ".join(decimals(x / MIB, 1) for x in line["slot_range"])
+    return "" if line["bytes_per_slot"] is None else decimals(line["bytes_per_slot"] / MIB, 2)
 
 
 _HELD = (

@@ -53,9 +53,19 @@ def overhead(material: Material) -> Chart:
     alt = "; ".join(f"{arm_name(r.arm)} batch {r.batch_size}: {percent(_extra(r), sign=True)} {_limits(r)}" for r in rows)
     caption = (
         f"Extra time per token over the {arm_name(spec.overhead_baseline_arm)} arm, prompts of {rows[0].prompt_length} tokens, "
-        f"{rows[0].sampling}, with intervals over {max(r.launches for r in rows)} launches; dashed: the registered limit."
+        f"{rows[0].sampling}{_pairs(rows)}; dashed: the registered limit."
     )
     return Chart("overhead", "Serving overhead by arm and batch", caption, f"Overhead: {alt}.", _steps(rows), figure)
+
+
+def _pairs(rows: Sequence[ServingRow]) -> str:
+    """What the intervals rest on, and which arms have none."""
+    shown = sorted({int(r.ratio_launches or 0) for r in rows if r.ratio_interval})
+    bare = list(dict.fromkeys(arm_name(r.arm) for r in rows if not r.ratio_interval))
+    if not shown:
+        return "; one launch of both arms each, so no intervals"
+    text = f", with intervals over {shown[0]}{f' to {shown[-1]}' if len(shown) > 1 else ''} launches of both arms"
+    return text + (f"; one such launch, so no interval: {', '.join(bare)}" if bare else "")
 
 
 def _extra(row: ServingRow) -> float:
@@ -92,9 +102,10 @@ def scaling(material: Material) -> Chart:
         f"{arm_name(r.arm)} batch {r.batch_size}: {decimals(r.ms_per_token_median, 2)} ms, {decimals(r.tokens_per_s_median, 0)} tokens/s"
         for r in rows
     )
+    bare = " (none for a single launch)" if any(r.ms_per_token_mad is None for r in rows) else ""
     caption = (
         f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}; bars of time per token: median absolute "
-        "deviation; bars of latency: p50 to p99 of requests."
+        f"deviation{bare}; bars of latency: p50 to p99 of requests."
     )
     return Chart("serving_scaling", "Serving speed against batch size", caption, f"{alt}.", _steps(rows), figure)
 
@@ -147,7 +158,7 @@ def _lowest(rows: Sequence[ServingRow]) -> str:
 def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], k: int) -> None:
     colour, marker, dash = looks(k)
     options: dict[str, Any] = {"color": colour, "marker": marker, "ls": dash, "ms": 4, "lw": 1, "label": arm_name(rows[0].arm)}
-    axes[0].errorbar(sizes, [r.ms_per_token_median for r in rows], yerr=[r.ms_per_token_mad for r in rows], **options)
+    axes[0].errorbar(sizes, [r.ms_per_token_median for r in rows], yerr=[r.ms_per_token_mad or 0.0 for r in rows], **options)
     axes[1].plot(sizes, [r.tokens_per_s_median for r in rows], **options)
     timed = [(s, r) for s, r in zip(sizes, rows, strict=True) if r.latency_p50_ms is not None]
     if timed:

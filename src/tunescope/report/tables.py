@@ -138,11 +138,15 @@ def costs_table(rows: Sequence[CostRow]) -> Table:
         ("Speed-up", lambda r: w.NONE if r.actual_speedup is None else f"{w.decimals(r.actual_speedup, 2)}×"),
         ("In theory", lambda r: w.NONE if r.theoretical_speedup is None else f"{w.decimals(r.theoretical_speedup, 2)}×"),
     ]
-    note = (
-        "Medians over seeds. Speed-up: real tokens a second of training over the reference method's; in theory: from operations a token. "
-        "MFU: model FLOPs a second over the device's peak, of this run alone when several share a device."
-    )
-    return table_of("costs", "Training cost", [r for r in rows if r.steps], formats, ("Task", "Method"), note)
+    note = "Medians over seeds. Speed-up: real tokens a second of training over the reference method's; in theory: from operations a token."
+    rows = [r for r in rows if r.steps]
+    if any(r.mfu is not None for r in rows):
+        note += " MFU: model FLOPs a second over the device's peak, of this run alone when several share a device."
+    shared = [r for r in rows if r.shared_machine]
+    if shared:
+        named = "All" if len(shared) == len(rows) else ", ".join(f"{w.task_name(r.task)} {r.method}" for r in shared)
+        note += f" {named}: other steps ran on the machine at the same time, so times and speed-ups are of shared cores or a shared GPU."
+    return table_of("costs", "Training cost", rows, formats, ("Task", "Method"), note)
 
 
 def serving_table(rows: Sequence[ServingRow]) -> Table:
@@ -164,9 +168,11 @@ def serving_table(rows: Sequence[ServingRow]) -> Table:
         ("Requests", lambda r: w.count(r.requests)),
         ("Over baseline", lambda r: w.NONE if r.ratio_to_baseline is None else w.percent(r.ratio_to_baseline - 1, 1, sign=True)),
         ("Interval", lambda r: w.percent_interval(_less_one(r.ratio_interval))),
+        ("Pairs", lambda r: w.count(r.ratio_launches)),
         ("Note", lambda r: "; ".join(n for n in _notes(r) if n not in shared) or w.NONE),
     ]
     note = "Medians over launches (± median absolute deviation). p50 to p99: request latency. Over baseline: extra time per token."
+    note += " Pairs: launches that both arms have, over which ratio and interval are."
     note += f" All cells: {'; '.join(shared)}." if shared else ""
     return table_of("serving", "Serving cells", rows, formats, ("Arm", "Sampling"), note)
 

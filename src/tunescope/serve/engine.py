@@ -1,6 +1,5 @@
 """The real vLLM engine behind `measure.Engine`. Import it only in a launch, after the environment is set."""
 
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -13,8 +12,6 @@ from vllm.platforms import current_platform
 from tunescope.errors import PrerequisiteError
 
 from .measure import Prompt, Timing
-
-_WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 
 
 class VllmEngine:
@@ -40,6 +37,7 @@ class VllmEngine:
             enforce_eager=spec["enforce_eager"],
             enable_prefix_caching=False,
             disable_log_stats=False,  # otherwise RequestOutput.metrics is None
+            worker_extension_cls="tunescope.serve.held.HeldBytes",
             **memory,
             **options,
             **wrapped,
@@ -82,42 +80,18 @@ class VllmEngine:
     def unload(self, adapter: str) -> None:
         self._llm.llm_engine.remove_lora(self._requests[adapter].lora_int_id)
 
-    def facts(self, log: str) -> dict[str, Any]:
-        """KV blocks, weight bytes (None with a reason when the engine does not tell) and versions."""
+    def facts(self) -> dict[str, Any]:
+        """KV blocks, bytes of weights and slots, and versions."""
         cache = self._llm.llm_engine.vllm_config.cache_config
-        return {"kv_blocks": cache.num_gpu_blocks, "kv_block_tokens": cache.block_size, **self._weights(log), "versions": versions()}
-
-    def _weights(self, log: str) -> dict[str, Any]:
-        if current_platform.device_type == "cpu":  # one process, so the model is within reach
-            weights, slots = self._llm.apply_model(_bytes_of)[0]
-            return {
-                "weight_bytes": weights,
-                "lora_slot_bytes": slots,
-                "weight_bytes_source": "parameters and LoRA slots of the engine's model",
-            }
-        found = _WEIGHTS.search(log)
-        if found is None:
-            return {"weight_bytes": None, "lora_slot_bytes": None, "weight_bytes_source": "unavailable: the log names no model size"}
-        gib = float(found[1])
-        return {"weight_bytes": int(gib * 2**30), "lora_slot_bytes": None, "weight_bytes_source": "log line of the engine, slots included"}
+        weights, slots = self._llm.collective_rpc("held_bytes")[0]
+        held = {"weight_bytes": weights, "lora_slot_bytes": slots, "weight_bytes_source": "parameters and LoRA slots of the engine's model"}
+        return {"kv_blocks": cache.num_gpu_blocks, "kv_block_tokens": cache.block_size, **held, "versions": versions()}
 
     def close(self) -> None:
         """Stop the engine's own processes (none on a CPU)."""
         shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
         if shutdown is not None:
             shutdown()
-
-
-def _bytes_of(model: torch.nn.Module) -> tuple[int, int]:
-    """(weights, preallocated LoRA slots) in bytes."""
-    stacked: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for name in ("lora_a_stacked", "lora_b_stacked"):
-            held = getattr(module, name, ())
-            stacked |= {t.data_ptr(): t for t in (held if isinstance(held, tuple | list) else [held]) if isinstance(t, torch.Tensor)}
-    slots = sum(t.numel() * t.element_size() for t in stacked.values())
-    own = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-    return sum(size for address, size in own.items() if address not in stacked), slots
 
 
 def versions() -> dict[str, str]:

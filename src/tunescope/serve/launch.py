@@ -77,7 +77,7 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     compiled = compilation(read_log(spec["log"], position))
     row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
     row |= {"worked_s": time.monotonic() - answered}
-    row |= engine.facts(read_log(spec["log"])) | {"compiled_during_inference": compiled is not None, "check": check, **timed}
+    row |= engine.facts() | {"compiled_during_inference": compiled is not None, "check": check, **timed}
     engine.close()
     if compiled is not None:
         return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}

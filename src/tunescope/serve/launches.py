@@ -1,9 +1,7 @@
 """All launches of one serve step: what each is told, in which order they run, and which finished ones are kept."""
 
-import functools
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +17,11 @@ from tunescope.study.schema import OpenLoopSpec, ServingSpec
 
 from .arms import accepted_rank, cells, launch_order, max_loras
 from .correctness import MINIMUM_DIFFERENCE
+from .machine import machine_state
 from .session import Row, keep_finished, run_launch, run_session
 
 if TYPE_CHECKING:
     from .prepare import Adapter, Materials
-
-COLUMNS = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,index"
-"""What is asked of nvidia-smi, as its `--query-gpu` takes it."""
 
 Tell = Callable[[Arm, "Materials"], dict[str, Any]]
 Start = Callable[[Arm, int, "Materials"], Row]
@@ -206,32 +202,3 @@ def bytes_moved(adapters: Sequence["Adapter"], dtype: str) -> dict[str, int]:
         "cpu cache": max((a.parameters for a in adapters), default=0) * width,
         "disk": max((a.bytes for a in adapters), default=0),
     }
-
-
-def machine_state(device: str) -> dict[str, Any]:
-    """Load of the machine, and clocks, heat and driver of the GPUs this step may use, to tell a drifting session from a slow arm.
-
-    Where nvidia-smi says nothing (it is absent, or CUDA_VISIBLE_DEVICES names a slice of a card, MIG-…), torch gives the names.
-    """
-    state: dict[str, Any] = {"load_average_1min": os.getloadavg()[0]}
-    if device == "cpu":
-        return state
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")  # a host may have more GPUs than a step has
-    lines = _asked(["nvidia-smi", f"--query-gpu={COLUMNS}", "--format=csv,noheader", *([f"--id={mine}"] if mine else [])])
-    return state | {"gpu": lines or [name + ", [N/A]" * COLUMNS.count(",") for name in _names(mine)], "gpu_columns": COLUMNS}
-
-
-@functools.cache
-def _names(visible: str | None) -> tuple[str, ...]:
-    """Names of the visible GPUs. A child asks, once: CUDA in this process would hold memory that the engines are to have."""
-    code = "import torch\nfor i in range(torch.cuda.device_count()):\n    print(torch.cuda.get_device_name(i))"
-    return tuple(_asked([sys.executable, "-c", code]))
-
-
-def _asked(command: list[str]) -> list[str]:
-    """The lines a program prints; [] when it fails, hangs or is not there."""
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in told.stdout.splitlines()] if told.returncode == 0 else []

@@ -49,9 +49,9 @@ def cell_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One line per arm and cell over its launches.
 
     Columns: arm, batch_size, prompt_length, output_tokens, sampling, adapters (loaded), adapters_active (in one batch), launches,
-    ms_per_token_median, ms_per_token_mad (raw median absolute deviation over launches, not scaled), tokens_per_s_median,
-    ttft_ms_median, tpot_ms_median, latency_p50_ms, latency_p95_ms, latency_p99_ms (medians over launches of each launch's percentile),
-    requests (sum), note.
+    ms_per_token_median, ms_per_token_mad (raw median absolute deviation over launches, not scaled; NaN for a single launch),
+    tokens_per_s_median, ttft_ms_median, tpot_ms_median, latency_p50_ms, latency_p95_ms, latency_p99_ms (medians over launches of each
+    launch's percentile), requests (sum), note.
     """
     flat = [{"row": r, **c} for r in finished(rows) for c in r["cells"]]
     groups: dict[tuple[str, Cell], list[dict[str, Any]]] = {}
@@ -68,7 +68,7 @@ _COLUMNS = [
 
 
 def _table_line(arm: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    times = np.array([e["ms_per_token"] for e in entries])
+    times = [e["ms_per_token"] for e in entries]
     latency = np.median([e["latency_ms"] for e in entries], axis=0)
     requests, first = sum(e["requests"] for e in entries), entries[0]
     adapters = len(first["row"]["adapters"])
@@ -81,7 +81,7 @@ def _table_line(arm: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "adapters": adapters,
         "launches": len(entries),
         "ms_per_token_median": float(np.median(times)),
-        "ms_per_token_mad": float(np.median(np.abs(times - np.median(times)))),
+        "ms_per_token_mad": spread(times),
         "tokens_per_s_median": float(np.median([e["tokens_per_s"] for e in entries])),
         "ttft_ms_median": float(np.median([e["ttft_ms"][0] for e in entries])),
         "tpot_ms_median": float(np.median([e["tpot_ms"][0] for e in entries])),
@@ -89,6 +89,11 @@ def _table_line(arm: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "requests": requests,
         "note": "; ".join(n for n in notes if n),
     }
+
+
+def spread(values: Sequence[float]) -> float:
+    """Raw median absolute deviation; NaN for fewer than two values, of which no spread is known."""
+    return float(np.median(np.abs(np.array(values) - np.median(values)))) if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from simulated_store import small_study, write_store
 from tunescope.analysis.findings import Missing
 from tunescope.analysis.frames import COLUMNS, collect, load_results
+from tunescope.analysis.rows import cost_rows
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,19 @@ def test_every_finished_step_is_read_once(store):
     assert set(frames.metrics.source) == {"metric", "resource"}
     assert frames.outputs("serve")["cpu_figures"] is True and frames.outputs("no/such/step") == {}
     assert len(frames.documents["serve"]["launches.jsonl"]) == 18
+
+
+def test_steps_that_overlap_on_one_machine_share_it(own_store):
+    """SST-2's LoRA runs beside MRPC's full one on a machine; RTE's run at the same time on another."""
+    times = {"sst2/lora": ("a", 100.0, 200.0), "mrpc/full": ("a", 150.0, 250.0), "rte/lora": ("b", 100.0, 200.0)}
+    times["sst2/full"] = ("a", 250.0, 300.0)
+    for name, (host, started, finished) in times.items():
+        folder = own_store / f"steps/train/{name}/final/seed-42"
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"started": started, "finished": finished}))
+        (folder / "provenance.json").write_text(json.dumps({"host": host}))
+    frames = collect(own_store, small_study())
+    assert {(r.task, r.method) for r in cost_rows(frames, small_study()) if r.shared_machine} == {("sst2", "lora"), ("mrpc", "full")}
 
 
 def test_written_frames_read_back_equal(store, tmp_path):

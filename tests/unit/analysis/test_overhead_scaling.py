@@ -6,7 +6,7 @@ from scipy import stats
 
 from launch_rows import cell, engines, row
 from tunescope.analysis.crossed import fieller
-from tunescope.analysis.overhead_scaling import break_even, overhead_model
+from tunescope.analysis.overhead_scaling import OverheadModel, break_even, overhead_model
 from tunescope.analysis.regression import lack_of_fit
 
 
@@ -86,26 +86,49 @@ def test_break_even_is_where_the_line_meets_the_limit():
 
 def test_break_even_outside_the_measured_range_says_so():
     found = break_even(overhead_model(engines({1: 0.11, 2: 0.12, 4: 0.14}, noise=0.0005), "merged"), 0.30)
-    assert found.extrapolated and found.adapters == pytest.approx(20, rel=0.2) and "extrapolated" in found.text
+    assert found.status == "extrapolated" and found.adapters == pytest.approx(20, rel=0.2)
+    assert "(extrapolated beyond the measured 1 to 4)" in found.text and "beyond the 4 measured" in found.text
 
 
-def test_one_adapter_is_spoken_of_only_where_it_was_measured_and_the_limits_exclude_it():
-    measured = break_even(overhead_model(engines({1: 0.5, 2: 0.6, 4: 0.8}, noise=0.001), "merged"), 0.30)
-    assert "already with one adapter" in measured.text
-    not_measured = break_even(overhead_model(engines({2: 0.6, 4: 0.8}, noise=0.001), "merged"), 0.30)
-    assert "one adapter" not in not_measured.text and "every measured number of adapters (2 to 4)" in not_measured.text
-    vague = break_even(overhead_model(engines({1: 0.28, 2: 0.36, 4: 0.52}, noise=0.05), "merged"), 0.30)
-    assert vague.adapters < 1 < vague.high and "already" not in vague.text and "extrapolated" in vague.text
+def line(intercept, slope, error, fitted_range=(1, 4)):
+    """A model with a known intercept and this standard error of the slope: limits are (limit - intercept) / (slope -+ t error)."""
+    covariance = ((0.0, 0.0), (0.0, error**2))
+    none = (0.0, 0.0)
+    return OverheadModel(intercept, slope, covariance, none, none, slope, none, None, 0.90, 9, fitted_range, (), ())
+
+
+@pytest.mark.parametrize(("fitted_range", "fewest"), [((1, 4), 1), ((2, 8), 2)])
+def test_above_the_limit_at_the_fewest_adapters_is_no_number_of_adapters(fitted_range, fewest):
+    found = break_even(line(0.5, 0.1, 0.01, fitted_range), 0.30)  # the line meets 30 % at -2 adapters
+    assert (found.status, found.adapters, found.low, found.high) == ("already above", None, None, None)
+    assert f"(N = {fewest}: {50 + 10 * fewest}% by the fitted line)" in found.text
+    assert found.text.endswith(f"reaches 30%: fewer than {fewest}.") and "-" not in found.text
+
+
+def test_limits_that_reach_into_or_beyond_the_measured_range_leave_above_uncertain():
+    within = break_even(line(0.2, 0.11, 0.02), 0.30)  # meets 30 % at 0.91
+    assert (within.status, within.low, within.high) == ("already above", None, pytest.approx(0.1 / (0.11 - 0.02 * stats.t.ppf(0.95, 9))))
+    assert within.text.endswith("fewer than 1 to 1.4, so this is not certain.")
+    beyond = break_even(line(0.2, 0.11, 0.0595), 0.30)
+    assert beyond.status == "already above" and beyond.high > 100 and ", beyond the 4 measured, so this is not certain" in beyond.text
+
+
+def test_a_limit_below_the_fewest_adapters_is_worded():
+    found = break_even(line(0.15, 0.1, 0.04), 0.30)
+    assert found.status == "bounded" and found.adapters == pytest.approx(1.5) and found.low is None
+    assert "at 1.5 adapters, 90% limits fewer than 1 to 5.6, beyond the 4 measured." in found.text
 
 
 def test_a_flat_overhead_has_no_break_even():
     found = break_even(overhead_model(engines({1: 0.5, 2: 0.5, 4: 0.5}, noise=0.05), "merged"), 0.30)
     assert found.status == "unbounded" and found.adapters is None and "covers 0" in found.text
+    assert "53% with 1" in found.text and "with 4, the fewest and the most measured" in found.text
 
 
 def test_a_falling_overhead_is_called_out():
     model = overhead_model(engines({1: 0.6, 2: 0.5, 4: 0.3}, noise=0.001), "merged")
-    assert "falls as adapters are added" in break_even(model, 0.1).text
+    found = break_even(model, 0.1)
+    assert (found.status, found.adapters, found.high) == ("falling", None, None) and "falls as adapters are added" in found.text
 
 
 def test_unbounded_exactly_when_the_interval_of_the_slope_covers_zero():

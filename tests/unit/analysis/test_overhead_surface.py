@@ -1,6 +1,7 @@
 """The joint model in adapters and batch, on planted launches."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from scipy import stats
 
 from launch_rows import cell, row
 from tunescope.analysis.overhead_surface import surface
+from tunescope.analysis.tables import plain
+from tunescope.analysis.tables_serving import surface_table
+from tunescope.study.schema import AnalysisSpec
 
 ARMS = {"merged": 0, "adapters_1": 1, "adapters_2": 2, "adapters_4": 4}
 
@@ -58,9 +62,18 @@ def test_limits_hold_their_level_when_launches_differ_as_a_whole():
 
 
 def test_a_point_off_the_surface_is_named_with_its_p():
-    plain = surface(planted(noise=0.005, bend=0.3), "merged").plain()
-    assert (plain["worst_miss"]["adapters"], plain["worst_miss"]["batch_size"]) == (4, 4) and plain["worst_miss"]["overhead"] > 0.05
-    assert plain["misfit_p"] < 1e-3 < 0.01 < surface(planted(noise=0.005), "merged").plain()["misfit_p"]
+    found = surface(planted(noise=0.005, bend=0.3), "merged").plain()
+    assert (found["worst_miss"]["adapters"], found["worst_miss"]["batch_size"]) == (4, 4) and found["worst_miss"]["overhead"] > 0.05
+    assert found["misfit_p"] < 1e-3 < 0.01 < surface(planted(noise=0.005), "merged").plain()["misfit_p"]
+
+
+def test_as_many_points_as_terms_miss_nothing():
+    rows = [{**r, "cells": [c for c in r["cells"] if c["batch_size"] in (2, 4)]} for r in planted(noise=0.01) if r["arm"] != "adapters_1"]
+    found = surface(rows, "merged").plain()
+    assert len(found["points"]) == 3 and found["worst_miss"] is None and found["misfit_p"] is None
+    frames = SimpleNamespace(of_kind=lambda kind: [kind])
+    note = plain(surface_table(SimpleNamespace(frames=frames, study=SimpleNamespace(analysis=AnalysisSpec())), {"surface": found}))["note"]
+    assert "As many points as terms" in note and "miss" not in note.lower()
 
 
 def test_no_surface_without_two_launches_or_two_numbers_of_adapters():

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from launch_rows import cell, engines, row
 from tunescope.analysis.serving import overhead_summary
 from tunescope.analysis.serving_advice import recommendations
+from tunescope.analysis.tables import plain
+from tunescope.analysis.tables_serving import scaling_table
 from tunescope.study.schema import AnalysisSpec
 
 
@@ -44,6 +46,16 @@ def test_the_summary_is_json_at_the_registered_limit_and_number_of_launches():
     found = json.loads(json.dumps(summary(engines({1: 0.1, 2: 0.2, 4: 0.35}, noise=0.01), overhead_limit=0.25, min_launches=11)))
     assert found["break_even"]["limit"] == 0.25 and "11 launches are needed to decide about a limit of 25%" in found["recommendations"][0]
     assert [m["arm"] for m in found["memory"]] == ["merged", "adapters_1", "adapters_2", "adapters_4"]
+
+
+def test_advice_and_table_say_the_same_of_a_limit_passed_at_the_fewest_adapters():
+    found = summary(engines({1: 0.5, 2: 0.6, 4: 0.8}, noise=0.01))
+    frames = SimpleNamespace(of_kind=lambda kind: [kind])
+    shown = plain(scaling_table(SimpleNamespace(frames=frames), found))
+    assert shown["rows"][-1] == ["break-even at 30 %, adapters (already above)", None, None, None]
+    text = found["break_even"]["text"]
+    assert "above 30% already at the fewest adapters measured (N = 1: 51%" in text
+    assert text in found["recommendations"] and shown["note"].endswith(text)
 
 
 def test_without_a_finished_launch_there_is_no_model():

@@ -1,9 +1,13 @@
 """What an engine holds, on planted launches."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from launch_rows import row
-from tunescope.analysis.serving_memory import memory_table
+from tunescope.analysis.serving_memory import LOG, memory_table
+from tunescope.analysis.tables import plain
+from tunescope.analysis.tables_serving import memory_table as memory_table_shown
 
 MIB = 2**20
 
@@ -16,6 +20,22 @@ def test_the_memory_of_a_slot_is_what_the_engine_holds_more_than_the_base():
     base, two = memory_table([engine("base", 100, 50), engine("adapters_2", 120, 40, ["a", "b"], max_loras=2)])
     assert base["bytes_per_slot"] is None and base["cache_share"] == 1 and base["cache_tokens"] == 800
     assert two["bytes_per_slot"] == 10 * MIB and two["cache_share"] == pytest.approx(0.8) and two["launches"] == 1
+
+
+def test_bytes_from_a_log_are_as_sharp_as_its_hundredths_of_a_gib():
+    """One slot of 12 MiB on 2,099 MiB: the log says 2.05 GiB without, 2.06 with one and 2.10 with four."""
+    said = {"weight_bytes_source": LOG}
+    rows = [engine("base", 2.05 * 1024, 50, **said)]
+    rows += [engine(f"adapters_{n}", gib * 1024, 50, "abcd"[:n], max_loras=n, **said) for n, gib in ((1, 2.06), (4, 2.10))]
+    base, one, four = memory_table(rows)
+    assert base["rounding"] == pytest.approx(5.12 * MIB) and base["slot_range"] is None
+    assert one["bytes_per_slot"] is None and one["slot_range"] == pytest.approx((0, 20.48 * MIB), abs=1)
+    assert four["slot_range"] == pytest.approx((10.24 * MIB, 15.36 * MIB))
+    frames = SimpleNamespace(of_kind=lambda kind: [kind])
+    shown = plain(memory_table_shown(SimpleNamespace(frames=frames), {"memory": memory_table(rows)}))
+    last = dict(zip(shown["columns"], shown["rows"][-1], strict=True))
+    assert (last["± (MiB)"], last["per slot (MiB)"]) == (pytest.approx(5.12), None)
+    assert (last["per slot from (MiB)"], last["per slot to (MiB)"]) == pytest.approx((10.24, 15.36)) and "hundredths" in shown["note"]
 
 
 def test_slots_that_the_engine_reports_apart_count():

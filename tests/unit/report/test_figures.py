@@ -11,8 +11,9 @@ from tunescope.analysis.findings import Reason
 from tunescope.report.drawing import Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
 from tunescope.report.figures_quality import claims, performance
-from tunescope.report.figures_serving import latency_throughput
+from tunescope.report.figures_serving import latency_throughput, overhead
 from tunescope.report.wording import decimals, percent
+from tunescope.study.arms import arm_name
 
 from .conftest import Published
 
@@ -59,6 +60,20 @@ def test_batch_sizes_stand_under_the_lowest_line_and_above_the_axis(published: P
     assert [(note.get_text(), note.xy[1]) for note in ax.texts] == [("1", 240.0), ("2", 200.0), ("4", 300.0)]
     assert all(axis.y0 < note.get_window_extent().y0 and axis.x0 < note.get_window_extent().x0 for note in ax.texts)
     assert "numbers under the line of merged are batch sizes" in chart.caption
+
+
+def test_the_caption_of_overhead_says_what_its_intervals_rest_on(published: Published) -> None:
+    def caption(pairs: dict[str, int]) -> str:
+        rows = [r.model_copy(update={"ratio_launches": pairs.get(r.arm)}) for r in published.findings.serving]
+        rows = [r.model_copy(update={"ratio_interval": None}) if pairs.get(r.arm, 0) < 2 else r for r in rows]
+        return overhead(Material(published.with_findings(serving=rows).findings, published.frames, published.study)).caption
+
+    arms = list(dict.fromkeys(r.arm for r in published.findings.serving if r.ratio_to_baseline is not None))
+    assert "with intervals over 3 to 12 launches of both arms; dashed" in caption(dict.fromkeys(arms, 3) | {arms[0]: 12})
+    assert f"over 3 launches of both arms; one such launch, so no interval: {arm_name(arms[0])}; dashed" in caption(
+        dict.fromkeys(arms, 3) | {arms[0]: 1}
+    )
+    assert "greedy; one launch of both arms each, so no intervals; dashed" in caption(dict.fromkeys(arms, 1))
 
 
 def test_same_input_same_bytes(published: Published, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tunescope.report.latex import escape, latex, write_tables
-from tunescope.report.tables import baselines_table, build_tables, serving_table
+from tunescope.report.tables import baselines_table, build_tables, costs_table, serving_table
 from tunescope.report.tables_statistics import disagreements_table, statistics_tables, value_text
 from tunescope.report.tabular import Row, Table
 
@@ -99,6 +99,15 @@ def test_costs_compare_training_speed_and_not_wall_time(tables: dict[str, Table]
     assert lora["MFU"] == "57.1\u00a0%" and lora["Speed-up"] == "1.43×"
 
 
+def test_the_note_on_costs_names_steps_that_shared_their_machine_and_no_column_that_is_not_there(published: Published) -> None:
+    rows = [r.model_copy(update={"mfu": None, "shared_machine": r.method == "lora"}) for r in published.findings.costs]
+    table = costs_table([r for r in rows if r.task == "sst2"])
+    assert "MFU" not in table.note and "MFU" not in table.columns
+    assert " SST-2 lora: other steps ran on the machine at the same time" in table.note
+    alone = costs_table(published.findings.costs).note
+    assert "MFU: model FLOPs" in alone and "other steps" not in alone
+
+
 def test_merging_in_bf16_is_shown(published: Published) -> None:
     table = published.findings.statistics["merge"]
     at = [table["columns"].index(name) for name in ("bf16: equal predictions", "bf16: score gap")]
@@ -166,6 +175,14 @@ def test_notes_of_all_serving_cells_are_said_once(published: Published) -> None:
     rows = [r.model_copy(update={"note": "few requests" + ("; alone" if k == 0 else "")}) for k, r in enumerate(published.findings.serving)]
     table = serving_table(rows)
     assert "few requests" in table.note and [row.cells[-1] for row in table.rows[:2]] == ["alone", "–"]
+
+
+def test_a_single_launch_has_no_spread_and_ratios_name_their_pairs(published: Published) -> None:
+    row = next(r for r in published.findings.serving if r.ratio_to_baseline is not None)
+    one = row.model_copy(update={"launches": 2, "ratio_launches": 1, "ms_per_token_median": 1.83, "ms_per_token_mad": None})
+    table = serving_table([one])
+    shown = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    assert (shown["ms per token"], shown["Launches"], shown["Pairs"]) == ("1.83", "2", "1") and "Pairs: launches" in table.note
 
 
 def test_disagreements_say_who_is_right() -> None:

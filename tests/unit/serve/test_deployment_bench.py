@@ -272,42 +272,6 @@ def test_launches_of_another_kind_of_gpu_are_not_mixed_in(fakes, monkeypatch):
     assert len(fakes.commands) == 12 and len(fakes.rows) == 6
 
 
-def test_a_step_records_its_own_gpus_only(tmp_path, monkeypatch):
-    """A host with more GPUs than the step has would otherwise make every launch anew on a host with fewer."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        '#!/bin/sh\ncase "$*" in *--id=1*) echo "second, 570";; *--id=*) exit 1;; *) echo "first, 570"; echo "second, 570";; esac\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert launches.machine_state("cuda")["gpu"] == ["first, 570", "second, 570"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert launches.machine_state("cuda")["gpu"] == ["second, 570"]
-
-
-def test_a_slice_of_a_card_that_nvidia_smi_refuses_is_named_by_torch_in_a_child(tmp_path, monkeypatch):
-    """Without a name, times of an H100's slice and of an A100's would be taken for one cell's."""
-    smi, python = tmp_path / "nvidia-smi", tmp_path / "python"
-    smi.write_text('#!/bin/sh\necho "No devices were found"; exit 6\n')
-    python.write_text('#!/bin/sh\necho "NVIDIA H100 MIG 1g.10gb"; echo asked >> "$0.calls"\n')
-    for program in (smi, python):
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
-    launches._names.cache_clear()
-    state = launches.machine_state("cuda")
-    assert [line.split(",")[0] for line in state["gpu"]] == ["NVIDIA H100 MIG 1g.10gb"]
-    assert len(state["gpu"][0].split(",")) == len(state["gpu_columns"].split(","))
-    smi.unlink()
-    assert launches.machine_state("cuda")["gpu"] == state["gpu"]
-    assert (tmp_path / "python.calls").read_text() == "asked\n" and "gpu" not in launches.machine_state("cpu")
-    python.write_text("#!/bin/sh\nexit 1\n")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-gone")
-    assert launches.machine_state("cuda")["gpu"] == []
-
-
 def test_an_adapter_moves_from_disk_as_saved_and_from_memory_as_served():
     saved_in_fp32 = [types.SimpleNamespace(bytes=400, parameters=100), types.SimpleNamespace(bytes=200, parameters=50)]
     assert launches.bytes_moved(saved_in_fp32, "bfloat16") == {"cpu cache": 200, "disk": 400}

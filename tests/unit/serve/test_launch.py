@@ -41,7 +41,7 @@ class Recorder:
 
     def unload(self, adapter): ...
 
-    def facts(self, log):
+    def facts(self):
         return {}
 
     def close(self): ...

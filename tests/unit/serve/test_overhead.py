@@ -18,6 +18,11 @@ def test_cell_table_holds_median_and_raw_mad_over_launches():
     assert line["tokens_per_s_median"] == pytest.approx(np.median([2000, 1000, 500, 20]))
 
 
+def test_a_single_launch_has_no_spread():
+    line = cell_table(session({"base": [1.0]})).iloc[0]
+    assert line["ms_per_token_median"] == 1.0 and math.isnan(line["ms_per_token_mad"])
+
+
 def test_cell_table_ignores_failed_launches_and_keeps_cells_apart():
     rows = [row("a", 0, [cell(1.0), cell(5.0, batch=4)]), row("a", 1, [cell(9.0)], ok=False)]
     table = cell_table(rows)
