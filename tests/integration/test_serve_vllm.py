@@ -1,15 +1,18 @@
 """The serve step around the real vLLM engine: base, two adapters, two merged engines at once, and a real server, a launch each."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from tunescope.data.prepare import run_data
 from tunescope.errors import PrerequisiteError
+from tunescope.models.loading import resolve_model
 from tunescope.records import StepContext
 from tunescope.serve.deployment_bench import check_vllm, run_serve
 from tunescope.serve.launch import environment
@@ -109,6 +112,10 @@ def test_lora_costs_memory_for_slots_and_none_for_the_base(served):
     _, rows, _, _ = served
     base, two = rows["base"], rows["adapters_2"]
     assert base["lora_slot_bytes"] == 0 < two["lora_slot_bytes"] and base["weight_bytes"] == two["weight_bytes"]
+    with safe_open(resolve_model(ModelSpec(name="sprout-2m")) / "model.safetensors", "pt") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    width = {"float32": 4, "bfloat16": 2}[base["dtype"]]
+    assert base["weight_bytes"] == width * parameters, "the CPU engine repacks linear layers; they count all the same"
     assert (two["max_loras"], two["max_lora_rank"], len(two["load_s"])) == (3, 8, 2)
     assert {c["note"][:11] for c in two["cells"]} == {"alternation", ""}
 

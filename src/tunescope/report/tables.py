@@ -106,7 +106,7 @@ def baselines_table(rows: Sequence[BaselineRow]) -> Table:
         ("n", lambda r: w.count(r.n)),
         ("Origin", lambda r: "measured here" if r.measured_here else f"not measured here: {r.source}"),
     ]
-    note = "Rows marked “not measured here” are figures or expectations of other models on the published data sets and the splits named, for context only."
+    note = "Rows marked “not measured here” are context: other models, on the published data sets and the splits named."
     return table_of(
         "baselines",
         "Baselines",

@@ -23,5 +23,14 @@ def bytes_of(model: torch.nn.Module) -> tuple[int, int]:
             held = getattr(module, name, ())
             stacked |= {t.data_ptr(): t for t in (held if isinstance(held, tuple | list) else [held]) if isinstance(t, torch.Tensor)}
     slots = sum(t.numel() * t.element_size() for t in stacked.values())
-    own = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-    return sum(size for address, size in own.items() if address not in stacked), slots
+    own = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters() if p.numel()}
+    repacked = sum(_repacked(module) for module in model.modules())
+    return sum(size for address, size in own.items() if address not in stacked) + repacked, slots
+
+
+def _repacked(module: torch.nn.Module) -> int:
+    """Bytes of a linear layer whose weight the CPU engine repacked out of sight, leaving an empty parameter: told by its shape."""
+    weight = module._parameters.get("weight")
+    if weight is None or weight.numel():
+        return 0
+    return int(module.input_size_per_partition) * int(module.output_size_per_partition) * weight.element_size()
