@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from tunescope.study.schema import Study
-
 from .answer import figure, percent, served_how
 from .confirmatory import standing
+from .drift import saturated_methods
 from .findings import Claim
+from .scores import seeds_of
 from .tables import Material, Table, table
 from .verdicts import NAMES, comparable, meaningless
 
@@ -23,7 +23,7 @@ def advice_table(m: Material) -> Table:
 
 
 def _quality(m: Material) -> Iterator[Row]:
-    spec, conditions = m.study.analysis, _training_conditions(m.study)
+    spec = m.study.analysis
     share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
     words = {
         "supported": f"{ours} can take the place of {theirs}: it keeps at least {share} of its score",
@@ -34,7 +34,7 @@ def _quality(m: Material) -> Iterator[Row]:
     unknown = f"not known: no runs of {ours} and {theirs} to compare are finished"
     for claim in (c for c in m.claims if c.dimension == "quality" and c.task):
         text = unknown if claim.estimate is None else nothing if meaningless(claim) else words[claim.verdict] + _figure(m, claim)
-        yield f"Which method for {NAMES[str(claim.task)]}?", text, conditions + _status(claim), claim.id
+        yield f"Which method for {NAMES[str(claim.task)]}?", text, _training_conditions(m, claim.task) + _status(claim), claim.id
 
 
 def _drift(m: Material, claim: Claim) -> Iterator[Row]:
@@ -46,19 +46,22 @@ def _drift(m: Material, claim: Claim) -> Iterator[Row]:
         "contradicted": f"do not choose {ours} over {theirs} for its drift",
         "inconclusive": "drift is no ground to choose between the methods yet",
     }
-    conditions = _training_conditions(m.study) + _status(claim)
+    saturated = [f"{NAMES[d.task]}: {names} saturated" for d in m.drifts if (names := saturated_methods(m.study, d))]
+    doubt = f"; differences mean little where drift is near its largest ({'; '.join(saturated)})" if saturated else ""
+    conditions = _training_conditions(m) + doubt + _status(claim)
     yield "Does it matter how far the model moves?", words[claim.verdict] + _figure(m, claim), conditions, claim.id
 
 
 def _serving(m: Material, claims: dict[str, Claim]) -> Iterator[Row]:
     overhead, conditions, question = claims["overhead"], _serving_conditions(m), "Merge, or serve adapters side by side?"
-    if overhead.estimate is None:
-        yield question, "not measured: merged adapters run as the full model does", "any engine", overhead.id
+    if overhead.estimate is None or overhead.has("no_serving"):
+        why = "no part of this study" if overhead.has("no_serving") else "not measured"
+        yield question, f"{why}: merged adapters run as the full model does", "any engine", overhead.id
         return
     words = {
         "supported": "serve adapters side by side where one engine for several tasks is worth the measured cost",
         "contradicted": "merge and run one engine a task: side by side costs more than the limit",
-        "inconclusive": "not decided: merge where latency counts, until more launches decide",
+        "inconclusive": "not decided: more launches have to say what side by side costs before it is chosen or ruled out",
     }
     yield question, words[overhead.verdict] + _figure(m, overhead), conditions + _status(overhead), overhead.id
     for line in m.serving.get("recommendations", []):
@@ -73,10 +76,24 @@ def _status(claim: Claim) -> str:
     return f"; {standing(claim)}" if standing(claim) else ""
 
 
-def _training_conditions(study: Study) -> str:
+def _training_conditions(m: Material, task: str | None = None) -> str:
+    study = m.study
     adapter = study.methods[study.analysis.candidate_method].adapter
     what = f", {adapter.peft_type} r = {adapter.r} on {_modules(adapter.target_modules)}" if adapter else ""
-    return f"{study.model.name}{what}, rates of the searched grid, {len(study.seeds)} seeds, this data ({study.data.source})"
+    rates = f"learning rates of the searched grid{_at_the_edge(m, task) if task else ''}"
+    return f"{study.model.name}{what}, {rates}, {len(study.seeds)} seeds, this data ({study.data.source})"
+
+
+def _at_the_edge(m: Material, task: str) -> str:
+    """Methods whose chosen rate is the first or last of its grid, where a longer grid might have chosen another."""
+    said = []
+    for method in (m.study.analysis.candidate_method, m.study.analysis.reference_method):
+        grid = m.study.learning_rates(task, method)  # type: ignore[arg-type]
+        step = next(iter(seeds_of(m.frames, task, method).values()), None)
+        rate = m.frames.outputs(step).get("learning_rate") if step else None
+        if rate is not None and len(grid) > 1 and rate in (min(grid), max(grid)):
+            said.append(f"{method}'s {rate:g} the {'highest' if rate == max(grid) else 'lowest'} of {len(grid)}")
+    return f" (on its edge: {', '.join(said)})" if said else ""
 
 
 def _modules(names: tuple[str, ...] | str) -> str:

@@ -130,8 +130,9 @@ def _plan_note(claim: Claim) -> str:
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int, served: str) -> str:
     arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
-    if overhead.estimate is None:
-        first = f"Serving: the cost of {arm} against {baseline} has not been measured"
+    if overhead.estimate is None or overhead.has("no_serving"):
+        missing = "is no part of this study" if overhead.has("no_serving") else "has not been measured"
+        first = f"Serving: the cost of {arm} against {baseline} {missing}"
     else:
         launches = f"{overhead.n_launches} launch{'es' if overhead.n_launches != 1 else ''} an arm"
         decided = {"supported": f"within the limit of {limit}", "contradicted": f"above the limit of {limit}"}

@@ -43,7 +43,8 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Claim:
     pair = paired_drift(frames, task, spec.candidate_method, spec.reference_method)
     tested = drift_test(pair, spec.drift_reduction) if pair else None
     test, form = tested if tested else (None, "crossed random-effects t over seeds x probe blocks")
-    contrast = test.contrast if test else None
+    contrast, reasons = test.contrast if test else None, _reasons(frames, study, quality, pair, test)
+    unlearned = any(r.kind == "nothing_learned" for r in reasons)
     reduction, interval = _reduction(test)
     if test is None and pair is not None and pair.reference_S.mean() > 0:
         reduction = 1 - float(pair.candidate_S.mean() / pair.reference_S.mean())  # a single seed: shown, not tested
@@ -55,7 +56,7 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Claim:
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,
         method=f"{form} on D_{spec.candidate_method} - {1 - spec.drift_reduction:g} D_{spec.reference_method}, Fieller limits",
         n_seeds=len(pair.seeds) if pair else 0, n_examples=_probed(frames, pair), n_launches=None,
-        reasons=_reasons(frames, study, quality, pair, test), notes=_notes(frames, study, task, pair, test),
+        reasons=reasons, notes=[] if unlearned else _notes(frames, study, task, pair, test),
         steps=sorted({*(pair.steps if pair else ()), *(s for row in quality.gate for s in row.steps)}),
     )  # fmt: skip
 
@@ -100,13 +101,23 @@ def _reasons(frames: Frames, study: Study, quality: TaskQuality, pair: DriftPair
     return [Reason(kind=kind, text=text, task=quality.task) for kind, text in found]
 
 
+def saturated_methods(study: Study, pair: DriftPair) -> str:
+    """Methods whose mean drift lies where differences mean little, "" for none."""
+    return ", ".join(method for method, mean in _means(study, pair).items() if mean > study.analysis.saturated_drift)
+
+
+def _means(study: Study, pair: DriftPair) -> dict[str, float]:
+    spec = study.analysis
+    return {spec.candidate_method: float(pair.candidate_S.mean()), spec.reference_method: float(pair.reference_S.mean())}
+
+
 def _notes(frames: Frames, study: Study, task: str, pair: DriftPair | None, test: RatioTest | None) -> list[str]:
+    """What a reader of a contrast that means something has to know beside it."""
     spec, found = study.analysis, []
     if pair is not None:
-        means = {spec.candidate_method: float(pair.candidate_S.mean()), spec.reference_method: float(pair.reference_S.mean())}
         found += [
             f"{m}: mean drift {v:.3f} is saturated (above {spec.saturated_drift:g}); differences there mean little"
-            for m, v in means.items()
+            for m, v in _means(study, pair).items()
             if v > spec.saturated_drift
         ]
     if test is not None and test.contrast.note and test.contrast.p is not None:

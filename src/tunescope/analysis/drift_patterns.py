@@ -16,7 +16,7 @@ from scipy import stats
 from tunescope.drift.contrast import BAND_LEVEL, INTERVAL_LEVEL, critical_layers, max_statistic, sign_flip, simultaneous_band, thirds
 from tunescope.drift.progress_slice import equal_quality
 
-from .drift import seed_test
+from .drift import saturated_methods, seed_test
 from .inference import Array
 from .scores import DriftPair
 from .tables import Material, Table, table
@@ -106,7 +106,7 @@ def drift_tables(m: Material) -> dict[str, Table]:
 def paired_table(p: Profiles) -> Table:
     """Candidate minus reference per task and over all tasks, with the sign-flip test and the smallest p it can give."""
     pairs = p.m.contrasts
-    rows = [(d.task, *_paired_row(d.candidate_S - d.reference_S, [d]), _saturated(p, d)) for d in pairs]
+    rows = [(d.task, *_paired_row(d.candidate_S - d.reference_S, [d]), saturated_methods(p.m.study, d) or "no") for d in pairs]
     if len(pairs) > 1:
         some = f"{len(pairs)} of {len(p.m.study.tasks)} tasks"
         flipped = np.concatenate([d.candidate_S - d.reference_S for d in pairs])
@@ -133,12 +133,6 @@ def paired_table(p: Profiles) -> Table:
         f"small as it can be. Saturated: above {p.m.study.analysis.saturated_drift:g}, where differences mean little."
     )
     return table("Drift paired by task and seed", columns, rows, note, (s for d in pairs for s in d.steps))
-
-
-def _saturated(p: Profiles, d: DriftPair) -> str:
-    """Methods whose mean drift lies where differences mean little."""
-    means = zip(p.methods, (d.candidate_S.mean(), d.reference_S.mean()), strict=True)
-    return ", ".join(method for method, mean in means if mean > p.m.study.analysis.saturated_drift) or "no"
 
 
 def _paired_row(differences: Array, pairs: list[DriftPair], of_seeds: bool = False) -> tuple[Any, ...]:

@@ -51,7 +51,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     ]
     levels = sorted({f"{c.interval_level:.0%}".replace("%", f"{w.SPACE}%") for c in claims if c.interval})
     note = f"Intervals: {' or '.join(levels)}. " if levels else ""
-    note += "p: one-sided against the margin; p (Holm): adjusted over tasks; p opposite: the one-sided test in the other direction."
+    note += "p: one-sided against the margin; p (Holm): adjusted over tasks; p opposite: the one-sided test in the other"
+    note += " direction, before its correction over tasks, which a task's verdict rests on too (Corrections for several tasks)."
     if empty:
         note += " Gate failed, nothing learned: there is nothing to compare, and the numbers stand in the CSV alone."
     found = table_of("claims", "Claims and verdicts", claims, formats, ("Claim", "Verdict"), note, mark=lambda c: c.verdict)

@@ -33,4 +33,5 @@ def _repacked(module: torch.nn.Module) -> int:
     weight = module._parameters.get("weight")
     if weight is None or weight.numel():
         return 0
-    return int(module.input_size_per_partition) * int(module.output_size_per_partition) * weight.element_size()
+    sides: list[Any] = [module.input_size_per_partition, module.output_size_per_partition]
+    return int(sides[0] * sides[1] * weight.element_size())
