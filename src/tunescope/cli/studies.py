@@ -118,6 +118,7 @@ def data(
 ) -> None:
     """Prepare the task data (also done by `run` when needed)."""
     from tunescope.console import talk
+    from tunescope.data.splits import PARTS
     from tunescope.run.preparation import prepare_data
     from tunescope.run.session import Session
 
@@ -130,7 +131,7 @@ def data(
         print_json(entries)
         return
     for name, entry in entries.items():
-        parts = ", ".join(f"{n} {part}" for part, n in entry["parts"].items())
+        parts = ", ".join(f"{entry['parts'][part]} {part}" for part in PARTS)
         print(f"{name}: {parts}  ({entry['source']}, revision {entry['revision'] or 'none'})")
     print(f"manifest: {session.data.path / 'manifest.json'}")
 
