@@ -118,7 +118,8 @@ def test_missing_things_are_exit_3(cli):
 def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
     original = (REPO / "studies" / "pilot.yaml").read_text()
-    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", '\n  name: "mine"', 1) != original
+    expected = original.replace("\n  name: pilot", '\n  name: "mine"', 1).replace("data: data/pilot}", "data: data/mine}", 1)
+    assert (tmp_path / "mine.yaml").read_text() == expected != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
 
@@ -136,13 +137,30 @@ def test_init_writes_a_study_once(cli, tmp_path):
         (["--name", "A b"], None),
     ],
 )
-def test_a_new_study_never_shares_the_runs_of_the_one_it_came_from(cli, tmp_path, arguments, name):
+def test_a_new_study_never_shares_the_runs_or_data_of_the_one_it_came_from(cli, tmp_path, arguments, name):
     code, _, err = cli("init", *arguments)
     written = list(tmp_path.rglob("*.yaml"))
     if name is None:
         assert code == 2 and "none of the built-in studies" in err and not written
     else:
-        assert code == 0 and f"study '{name}'" in err and load_study(str(written[0])).study.name == name
+        new = load_study(str(written[0]))
+        assert code == 0 and f"study '{name}'" in err
+        assert (new.study.name, new.execution.paths.data) == (name, f"data/{name}")
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ("paths:\n    runs: runs\n    data: my_data  # mine\n    files: null", "data/new"),
+        ("paths: {data: 'my data', runs: runs}", "data/new"),
+        ("paths: {runs: runs}\n  tracking: {wandb: off}", "data"),
+    ],
+)
+def test_a_new_study_has_its_own_data_folder_however_its_model_wrote_it(cli, tmp_path, paths, found):
+    text = (REPO / "studies" / "pilot.yaml").read_text()
+    (tmp_path / "old.yaml").write_text(text.replace("paths: {runs: runs, data: data/pilot}", paths))
+    assert cli("init", "old.yaml", "--out", "new.yaml")[0] == 0
+    assert load_study("new.yaml").execution.paths.data == found
 
 
 def test_json_verbs(cli):

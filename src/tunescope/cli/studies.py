@@ -18,7 +18,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the new study; default: its file's. Its runs lie in runs/NAME.")] = None,
 ) -> None:
-    """Write a commented study file to edit, with a name of its own: its runs lie apart from those of the study it came from."""
+    """Write a commented study file to edit, with a name of its own: its runs and data lie apart from those of the study it came from."""
     from tunescope.console import talk
     from tunescope.study.load import find_study
 
@@ -26,10 +26,15 @@ def init(
         raise StudyError(f"{out} exists; choose another name with --out")
     own = _own_name(out, name)
     text = find_study(study).read_text(encoding="utf-8")
-    out.parent.mkdir(parents=True, exist_ok=True)
     # In quotes: a file may be called 2024.yaml or on.yaml.
-    out.write_text(re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    text = re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_DATA_FOLDER.sub(rf"\g<1>data/{own}", text, count=1), encoding="utf-8")
     talk.print(f"wrote {out}, study '{own}'; next: {command('plan', str(out))}", markup=False)
+
+
+_DATA_FOLDER = re.compile(r"""(^  paths:[^\n]*?(?:\n    [^\n]*?)*?\bdata: *)("[^"]*"|'[^']*'|[^\s,}#]+)""", re.MULTILINE)
+"""`data` of `execution.paths`, in braces or on a line of its own."""
 
 
 def _own_name(out: Path, name: str | None) -> str:
