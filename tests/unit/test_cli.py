@@ -215,6 +215,52 @@ def test_a_wrong_target_is_refused_before_any_work(cli, tmp_path):
     assert not (tmp_path / "runs" / "quickstart" / "steps").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "planned"),
+    [
+        ("./no_such_model", "no such folder", "warning: "),
+        ("bare", "no config.json", "warning: "),
+        ("nobody/nothing", "cannot be downloaded and is not in the local cache", ""),  # plan asks no hub
+    ],
+)
+def test_a_missing_model_is_one_error_before_any_work(cli, faked, tmp_path, monkeypatch, name, said, planned):
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    (tmp_path / "bare").mkdir()
+    code, out, err = cli("run", "quickstart", "--set", f"model.name={name}", *SMALL)
+    assert (code, out) == (3, "") and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "data").exists()
+    code, _, err = cli("plan", "quickstart", "--set", f"model.name={name}", *SMALL)
+    assert code == 0 and err.startswith(planned) and len(err.splitlines()) == bool(planned)
+    assert cli("run", "quickstart", "--kind", "data", "--set", f"model.name={name}", *SMALL)[0] == 0
+
+
+def test_a_model_that_went_away_matters_only_to_steps_that_must_run(cli, faked, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "mine" / name).write_text("{}")
+    study = ("run", "quickstart", "--set", "model.name=mine", *SMALL)
+    assert cli(*study)[0] == 0
+    (tmp_path / "mine").rename(tmp_path / "away")
+    assert cli(*study)[0] == 0
+    (tmp_path / "data" / "quickstart" / "sst2" / "rows.txt").unlink()
+    (tmp_path / "data" / "quickstart" / "sst2").rmdir()
+    assert cli(*study)[0] == 0, "data alone are prepared again; what waits for them keeps its results"
+    assert cli(*study, "--set", "training.max_steps=7")[0] == 3
+
+
+def test_official_files_are_asked_for_before_finished_data_steps_move_to_the_attic(cli, faked, tmp_path):
+    assert cli("run", "quickstart", "--kind", "data", *SMALL)[0] == 0
+    changed = ("quickstart", "--kind", "data", "--set", "data.source=files", *SMALL)
+    code, _, err = cli("run", *changed)
+    assert code == 3 and err.startswith("error: execution.paths.files: no folder is named, and data/mrpc, data/rte,")
+    assert not (tmp_path / "runs/quickstart/attic").exists()
+    assert "4 done" in cli("status", "quickstart", "--kind", "data", *SMALL)[1]
+    assert "warning: execution.paths.files: no folder is named" in cli("plan", "quickstart", "--set", "data.source=files")[2]
+
+
 def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
     lacking = ("serving.arms=[base,merged]", "serving.batch_sizes=[1,4]", "serving.prompt_lengths=[64]", "serving.sampling=[sampled]")
     changes = [part for item in (*lacking, "serving.launches=10") for part in ("--set", item)]

@@ -87,6 +87,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show every step: phases, machines, counts, needs, hours where known; the registered plan and its power. --only lists matching ids."""
+    from tunescope.console import talk
     from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
     from tunescope.run.selection import Selection, select
@@ -95,9 +96,11 @@ def plan(
 
     session = Session.open(study, overrides or ())
     session.require_targets()
+    selected = select(session.plan, Selection(only=only or ()))
+    for problem in session.missing(selected):
+        talk.print(f"warning: {problem}", markup=False)
     if steps or only:
-        named = select(session.plan, Selection(only=only or ())).named
-        chosen = [step for step in session.plan.steps if step.id in named]
+        chosen = [step for step in session.plan.steps if step.id in selected.named]
         if as_json:
             print_json({"study": session.file.study.name, "steps": plan_rows(chosen)})
         else:

@@ -1,6 +1,7 @@
 """What can be read of a base model on this disk without loading it: where it lies, and which modules it has. Imports no torch."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tunescope.study.schema import AdapterSpec, ModelSpec
 
 EMBEDDED = "sprout-2m"
 """The model that ships with the package."""
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
 
 
@@ -16,6 +18,27 @@ def local_folder(spec: ModelSpec) -> Path | None:
     """The folder of the embedded model or of one that is named by its folder; None for hub models, and where there is no such folder."""
     folder = _EMBEDDED_FOLDER if spec.name == EMBEDDED else Path(spec.name).expanduser()
     return folder if folder.is_dir() else None
+
+
+def model_problem(spec: ModelSpec) -> str:
+    """Why there can be no base model by this name, as far as this disk tells; "" for a whole folder and for any hub id."""
+    if folder := local_folder(spec):
+        return folder_problem(folder)
+    if _HUB_ID.fullmatch(spec.name):
+        return ""
+    return (
+        f"model.name '{spec.name}': no such folder{did_you_mean(spec.name, [EMBEDDED])}; "
+        f"give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
+    )
+
+
+def folder_problem(folder: Path) -> str:
+    """What a model folder lacks; "" when it has a configuration and weights."""
+    if not (folder / "config.json").is_file():
+        return f"{folder}: no config.json, so this is no Hugging Face model folder"
+    if not any(folder.glob("*.safetensors")):
+        return f"{folder}: no .safetensors weights (pickled .bin weights are not read); convert the model first"
+    return ""
 
 
 def module_widths(folder: Path) -> dict[str, int | None]:
