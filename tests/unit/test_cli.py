@@ -351,6 +351,13 @@ CLEAN = [
 AGREE = "predictions agree on at least 99.5 % of the examples"
 
 
+def test_export_of_sweeps_writes_the_chosen_ones(cli, tmp_path):
+    code, out, _ = cli("export", "lora_vs_full", "sweeps", "--sweep", "--only", "train/rte/lora/*")
+    assert (code, out) == (0, "sweeps/rte-lora.yaml\n") and [p.name for p in (tmp_path / "sweeps").iterdir()] == ["rte-lora.yaml"]
+    code, _, err = cli("export", "lora_vs_full", "more", "--sweep", "--only", "data/*")
+    assert code == 2 and "no search run is chosen" in err and not (tmp_path / "more").exists()
+
+
 def test_validate_says_every_line_of_the_plan_under_its_tier(validating, cli):
     code, lines = validating()
     assert code == 0 and ends(lines, "PASS") == CLEAN
