@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import fake_steps
+import tunescope
 from tunescope import doors
 from tunescope.cli import main
 from tunescope.run import provenance, reporting
@@ -25,6 +26,7 @@ from tunescope.study.load import load_study
 from tunescope.study.schema import KINDS
 
 REPO = Path(__file__).parents[2]
+SAMPLE_FILES = Path(tunescope.__file__).parent / "data" / "sample"
 SMALL = ["--set", "serving=null", "--set", "execution.retries=0"]
 
 
@@ -270,6 +272,23 @@ def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
     assert "will not be decided: the study has no serving part" in cli("plan", "quickstart", *SMALL)[1]
     assert "warning" not in cli("plan", "lora_vs_full")[1]
     assert len(json.loads(cli("plan", "quickstart", *changes, "--json")[1])["overhead_undecided"]) == 1
+
+
+def test_power_is_that_of_the_test_parts_that_were_prepared(cli, tmp_path):
+    def tests(*changes: str) -> tuple[int, list[str]]:
+        found = json.loads(cli("plan", "pilot", "--json", *changes)[1])
+        return next(row["examples"] for row in found["power"] if row["task"] == "squad_v2"), found["test_sizes_at_most"]
+
+    unlimited = ("--set", "tasks.squad_v2.limits.test=null", "--set", f"execution.paths.files={SAMPLE_FILES}")
+    assert tests(*unlimited) == (11_873, ["squad_v2"])
+    assert "squad_v2: at most that many" in cli("plan", "pilot", *unlimited)[1]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "dev-v2.0.json").write_bytes((SAMPLE_FILES / "squad_v2" / "train-v2.0.json").read_bytes())
+    split = ("--set", "tasks.squad_v2.limits.test=null", "--set", "execution.paths.files=files")
+    assert cli("data", "pilot", "--task", "squad_v2", *split)[0] == 0
+    prepared = json.loads((tmp_path / "data/pilot/manifest.json").read_text())["tasks"]["squad_v2"]["parts"]["test"]
+    assert 0 < prepared < 416 and tests(*split) == (prepared, [])
+    assert tests(*split, "--set", "data.split_seed=7") == (11_873, ["squad_v2"])
 
 
 def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):

@@ -107,11 +107,12 @@ def plan(
             print("\n".join(step_lines(chosen)))
         return
     if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **design(session.plan, session.store, pilot)})
+        registered = design(session.plan, session.store, session.data, pilot)
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **registered})
         return
     head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `{command('plan', study, '--steps')}` lists their ids"
     print("\n".join([head, "", *graph(session.plan), "", *cost(session.plan)]))
-    print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
+    print("\n".join(["", *design_lines(session.plan, session.store, session.data, pilot)]))
 
 
 @app.command()
