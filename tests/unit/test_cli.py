@@ -17,7 +17,7 @@ import pytest
 
 import fake_steps
 import tunescope
-from tunescope import doors
+from tunescope import doors, steps
 from tunescope.cli import main
 from tunescope.run import provenance, reporting
 from tunescope.run.files import write_json
@@ -310,6 +310,41 @@ def test_a_changed_title_or_a_lost_report_is_reported_again(cli, faked, tmp_path
     (tmp_path / "runs/quickstart/results/report.html").unlink()
     cli("run", "quickstart", *SMALL, "--set", "title=Another")
     assert len(faked) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [
+        ({"data/rte": "prerequisite"}, 3),
+        ({"data/rte": "prerequisite", "baseline/sst2": "user"}, 1),
+        ({"baseline/sst2": "user"}, 1),
+    ],
+)
+def test_blocked_by_something_missing_alone_is_exit_3(cli, faked, tmp_path, trouble, expected):
+    fake_steps.control(tmp_path / "data" / "quickstart", trouble=trouble)
+    only = ("--kind", "data", "--kind", "baseline", *SMALL)
+    code, _, err = cli("run", "quickstart", "--display", "none", *only)
+    assert code == expected and ("needs data/rte, which is blocked" in err) == ("data/rte" in trouble)
+
+
+def test_a_changed_byte_stops_a_run_with_exit_3_whether_its_step_has_finished_or_not(cli, faked, tmp_path):
+    steps.FUNCTIONS["data"] = "tunescope.data.prepare:run_data"
+    rte = ("quickstart", "--task", "rte", *SMALL)
+    assert cli("data", *rte)[0] == 0
+    parts = tmp_path / "data/quickstart/rte/parts.json"
+    whole = parts.read_bytes()
+    for _ in ("not finished", "finished"):
+        parts.write_bytes(whole + b" ")
+        code, _, err = cli("run", "quickstart", "--only", "baseline/rte", "--display", "none", *SMALL)
+        assert code == 3 and "parts.json: changed, expected sha256" in err
+        assert cli("data", *rte)[0] == 3
+        parts.write_bytes(whole)
+        assert cli("run", "quickstart", "--only", "baseline/rte", *SMALL)[0] == 0
+
+
+def test_data_names_one_cause_once(cli):
+    code, _, err = cli("data", "quickstart", "--source", "files")
+    assert code == 3 and err.count("no folder is named") == 1
 
 
 def test_partial_runs_write_no_report_and_phase_2b_does(cli, faked):
