@@ -12,6 +12,8 @@ EMBEDDED = "sprout-2m"
 """The model that ships with the package."""
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
+_EMBEDDING = re.compile(r"embed[^.]*$|\bw[tp]e$")
+"""Modules whose matrix is a table to look up in; the files do not say so, but their names do."""
 
 
 def local_folder(spec: ModelSpec) -> Path | None:
@@ -42,7 +44,7 @@ def folder_problem(folder: Path) -> str:
 
 
 def module_widths(folder: Path) -> dict[str, int | None]:
-    """Modules that hold weights, by name, with the smaller side of their matrix (None: no matrix), from the heads of the weight files.
+    """Modules that hold weights, by name, with the smaller side of a linear layer's matrix (else None), from the heads of the weight files.
 
     {} when a file cannot be read: loading it says why.
     """
@@ -56,8 +58,8 @@ def module_widths(folder: Path) -> dict[str, int | None]:
         for name, tensor in head.items():
             if name != "__metadata__":
                 module, _, kind = name.rpartition(".")
-                matrix = kind == "weight" and len(tensor["shape"]) == 2
-                found[module] = min(tensor["shape"]) if matrix else found.get(module)
+                linear = kind == "weight" and len(tensor["shape"]) == 2 and not _EMBEDDING.search(module)
+                found[module] = min(tensor["shape"]) if linear else found.get(module)
     # A head tied to the embedding has no weights of its own in the file.
     return {"lm_head": None, **found} if found else {}
 
