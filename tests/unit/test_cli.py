@@ -102,6 +102,16 @@ def test_wrong_usage_is_exit_2_on_stderr(cli, arguments, expected):
     assert expected in re.sub(r"[│\s]+", " ", err)
 
 
+def test_a_study_file_named_without_its_ending_is_hinted_at(cli, tmp_path):
+    (tmp_path / "b3.yaml").write_text("")
+    code, _, err = cli("status", "b3")
+    assert code == 2 and err == "error: no study named 'b3': its file is given with its ending, b3.yaml\n"
+
+
+def test_the_version(cli):
+    assert cli("--version") == (0, f"tunescope {tunescope.__version__}\n", "")
+
+
 def test_all_problems_of_a_command_line_at_once(cli):
     code, _, err = cli("run", "quickstart", "--kind", "x", "--task", "y", "--seed", "7")
     assert code == 2 and all(option in err for option in ("--kind x", "--task y", "--seed 7"))
