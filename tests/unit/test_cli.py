@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 import fake_steps
-from tunescope import doors
+import tunescope
+from tunescope import doors, steps
 from tunescope.cli import main
 from tunescope.run import provenance, reporting
 from tunescope.run.files import write_json
@@ -25,6 +26,7 @@ from tunescope.study.load import load_study
 from tunescope.study.schema import KINDS
 
 REPO = Path(__file__).parents[2]
+SAMPLE_FILES = Path(tunescope.__file__).parent / "data" / "sample"
 SMALL = ["--set", "serving=null", "--set", "execution.retries=0"]
 
 
@@ -100,6 +102,16 @@ def test_wrong_usage_is_exit_2_on_stderr(cli, arguments, expected):
     assert expected in re.sub(r"[│\s]+", " ", err)
 
 
+def test_a_study_file_named_without_its_ending_is_hinted_at(cli, tmp_path):
+    (tmp_path / "b3.yaml").write_text("")
+    code, _, err = cli("status", "b3")
+    assert code == 2 and err == "error: no study named 'b3': its file is given with its ending, b3.yaml\n"
+
+
+def test_the_version(cli):
+    assert cli("--version") == (0, f"tunescope {tunescope.__version__}\n", "")
+
+
 def test_all_problems_of_a_command_line_at_once(cli):
     code, _, err = cli("run", "quickstart", "--kind", "x", "--task", "y", "--seed", "7")
     assert code == 2 and all(option in err for option in ("--kind x", "--task y", "--seed 7"))
@@ -118,7 +130,8 @@ def test_missing_things_are_exit_3(cli):
 def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
     original = (REPO / "studies" / "pilot.yaml").read_text()
-    assert (tmp_path / "mine.yaml").read_text() == original.replace("\n  name: pilot", '\n  name: "mine"', 1) != original
+    expected = original.replace("\n  name: pilot", '\n  name: "mine"', 1).replace("data: data/pilot}", "data: data/mine}", 1)
+    assert (tmp_path / "mine.yaml").read_text() == expected != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
 
@@ -136,13 +149,30 @@ def test_init_writes_a_study_once(cli, tmp_path):
         (["--name", "A b"], None),
     ],
 )
-def test_a_new_study_never_shares_the_runs_of_the_one_it_came_from(cli, tmp_path, arguments, name):
+def test_a_new_study_never_shares_the_runs_or_data_of_the_one_it_came_from(cli, tmp_path, arguments, name):
     code, _, err = cli("init", *arguments)
     written = list(tmp_path.rglob("*.yaml"))
     if name is None:
         assert code == 2 and "none of the built-in studies" in err and not written
     else:
-        assert code == 0 and f"study '{name}'" in err and load_study(str(written[0])).study.name == name
+        new = load_study(str(written[0]))
+        assert code == 0 and f"study '{name}'" in err
+        assert (new.study.name, new.execution.paths.data) == (name, f"data/{name}")
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ("paths:\n    runs: runs\n    data: my_data  # mine\n    files: null", "data/new"),
+        ("paths: {data: 'my data', runs: runs}", "data/new"),
+        ("paths: {runs: runs}\n  tracking: {wandb: off}", "data"),
+    ],
+)
+def test_a_new_study_has_its_own_data_folder_however_its_model_wrote_it(cli, tmp_path, paths, found):
+    text = (REPO / "studies" / "pilot.yaml").read_text()
+    (tmp_path / "old.yaml").write_text(text.replace("paths: {runs: runs, data: data/pilot}", paths))
+    assert cli("init", "old.yaml", "--out", "new.yaml")[0] == 0
+    assert load_study("new.yaml").execution.paths.data == found
 
 
 def test_json_verbs(cli):
@@ -197,6 +227,52 @@ def test_a_wrong_target_is_refused_before_any_work(cli, tmp_path):
     assert not (tmp_path / "runs" / "quickstart" / "steps").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "planned"),
+    [
+        ("./no_such_model", "no such folder", "warning: "),
+        ("bare", "no config.json", "warning: "),
+        ("nobody/nothing", "cannot be downloaded and is not in the local cache", ""),  # plan asks no hub
+    ],
+)
+def test_a_missing_model_is_one_error_before_any_work(cli, faked, tmp_path, monkeypatch, name, said, planned):
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    (tmp_path / "bare").mkdir()
+    code, out, err = cli("run", "quickstart", "--set", f"model.name={name}", *SMALL)
+    assert (code, out) == (3, "") and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "data").exists()
+    code, _, err = cli("plan", "quickstart", "--set", f"model.name={name}", *SMALL)
+    assert code == 0 and err.startswith(planned) and len(err.splitlines()) == bool(planned)
+    assert cli("run", "quickstart", "--kind", "data", "--set", f"model.name={name}", *SMALL)[0] == 0
+
+
+def test_a_model_that_went_away_matters_only_to_steps_that_must_run(cli, faked, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "mine" / name).write_text("{}")
+    study = ("run", "quickstart", "--set", "model.name=mine", *SMALL)
+    assert cli(*study)[0] == 0
+    (tmp_path / "mine").rename(tmp_path / "away")
+    assert cli(*study)[0] == 0
+    (tmp_path / "data" / "quickstart" / "sst2" / "rows.txt").unlink()
+    (tmp_path / "data" / "quickstart" / "sst2").rmdir()
+    assert cli(*study)[0] == 0, "data alone are prepared again; what waits for them keeps its results"
+    assert cli(*study, "--set", "training.max_steps=7")[0] == 3
+
+
+def test_official_files_are_asked_for_before_finished_data_steps_move_to_the_attic(cli, faked, tmp_path):
+    assert cli("run", "quickstart", "--kind", "data", *SMALL)[0] == 0
+    changed = ("quickstart", "--kind", "data", "--set", "data.source=files", *SMALL)
+    code, _, err = cli("run", *changed)
+    assert code == 3 and err.startswith("error: execution.paths.files: no folder is named, and data/mrpc, data/rte,")
+    assert not (tmp_path / "runs/quickstart/attic").exists()
+    assert "4 done" in cli("status", "quickstart", "--kind", "data", *SMALL)[1]
+    assert "warning: execution.paths.files: no folder is named" in cli("plan", "quickstart", "--set", "data.source=files")[2]
+
+
 def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
     lacking = ("serving.arms=[base,merged]", "serving.batch_sizes=[1,4]", "serving.prompt_lengths=[64]", "serving.sampling=[sampled]")
     changes = [part for item in (*lacking, "serving.launches=10") for part in ("--set", item)]
@@ -206,6 +282,23 @@ def test_plan_says_when_the_overhead_claim_cannot_be_decided(cli):
     assert "will not be decided: the study has no serving part" in cli("plan", "quickstart", *SMALL)[1]
     assert "warning" not in cli("plan", "lora_vs_full")[1]
     assert len(json.loads(cli("plan", "quickstart", *changes, "--json")[1])["overhead_undecided"]) == 1
+
+
+def test_power_is_that_of_the_test_parts_that_were_prepared(cli, tmp_path):
+    def tests(*changes: str) -> tuple[int, list[str]]:
+        found = json.loads(cli("plan", "pilot", "--json", *changes)[1])
+        return next(row["examples"] for row in found["power"] if row["task"] == "squad_v2"), found["test_sizes_at_most"]
+
+    unlimited = ("--set", "tasks.squad_v2.limits.test=null", "--set", f"execution.paths.files={SAMPLE_FILES}")
+    assert tests(*unlimited) == (11_873, ["squad_v2"])
+    assert "squad_v2: at most that many" in cli("plan", "pilot", *unlimited)[1]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "dev-v2.0.json").write_bytes((SAMPLE_FILES / "squad_v2" / "train-v2.0.json").read_bytes())
+    split = ("--set", "tasks.squad_v2.limits.test=null", "--set", "execution.paths.files=files")
+    assert cli("data", "pilot", "--task", "squad_v2", *split)[0] == 0
+    prepared = json.loads((tmp_path / "data/pilot/manifest.json").read_text())["tasks"]["squad_v2"]["parts"]["test"]
+    assert 0 < prepared < 416 and tests(*split) == (prepared, [])
+    assert tests(*split, "--set", "data.split_seed=7") == (11_873, ["squad_v2"])
 
 
 def test_a_run_reports_and_a_second_run_does_nothing(cli, faked):
@@ -227,6 +320,41 @@ def test_a_changed_title_or_a_lost_report_is_reported_again(cli, faked, tmp_path
     (tmp_path / "runs/quickstart/results/report.html").unlink()
     cli("run", "quickstart", *SMALL, "--set", "title=Another")
     assert len(faked) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [
+        ({"data/rte": "prerequisite"}, 3),
+        ({"data/rte": "prerequisite", "baseline/sst2": "user"}, 1),
+        ({"baseline/sst2": "user"}, 1),
+    ],
+)
+def test_blocked_by_something_missing_alone_is_exit_3(cli, faked, tmp_path, trouble, expected):
+    fake_steps.control(tmp_path / "data" / "quickstart", trouble=trouble)
+    only = ("--kind", "data", "--kind", "baseline", *SMALL)
+    code, _, err = cli("run", "quickstart", "--display", "none", *only)
+    assert code == expected and ("needs data/rte, which is blocked" in err) == ("data/rte" in trouble)
+
+
+def test_a_changed_byte_stops_a_run_with_exit_3_whether_its_step_has_finished_or_not(cli, faked, tmp_path):
+    steps.FUNCTIONS["data"] = "tunescope.data.prepare:run_data"
+    rte = ("quickstart", "--task", "rte", *SMALL)
+    assert cli("data", *rte)[0] == 0
+    parts = tmp_path / "data/quickstart/rte/parts.json"
+    whole = parts.read_bytes()
+    for _ in ("not finished", "finished"):
+        parts.write_bytes(whole + b" ")
+        code, _, err = cli("run", "quickstart", "--only", "baseline/rte", "--display", "none", *SMALL)
+        assert code == 3 and "parts.json: changed, expected sha256" in err
+        assert cli("data", *rte)[0] == 3
+        parts.write_bytes(whole)
+        assert cli("run", "quickstart", "--only", "baseline/rte", *SMALL)[0] == 0
+
+
+def test_data_names_one_cause_once(cli):
+    code, _, err = cli("data", "quickstart", "--source", "files")
+    assert code == 3 and err.count("no folder is named") == 1
 
 
 def test_partial_runs_write_no_report_and_phase_2b_does(cli, faked):
@@ -285,6 +413,13 @@ CLEAN = [
     "training curves overlap (KS p > 0.95)", "final metrics match", "baseline results within 1 % tolerance",
 ]  # fmt: skip
 AGREE = "predictions agree on at least 99.5 % of the examples"
+
+
+def test_export_of_sweeps_writes_the_chosen_ones(cli, tmp_path):
+    code, out, _ = cli("export", "lora_vs_full", "sweeps", "--sweep", "--only", "train/rte/lora/*")
+    assert (code, out) == (0, "sweeps/rte-lora.yaml\n") and [p.name for p in (tmp_path / "sweeps").iterdir()] == ["rte-lora.yaml"]
+    code, _, err = cli("export", "lora_vs_full", "more", "--sweep", "--only", "data/*")
+    assert code == 2 and "no search run is chosen" in err and not (tmp_path / "more").exists()
 
 
 def test_validate_says_every_line_of_the_plan_under_its_tier(validating, cli):

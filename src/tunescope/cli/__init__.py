@@ -5,13 +5,29 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from tunescope import __version__
 from tunescope.errors import PrerequisiteError, TunescopeError
 from tunescope.program import command, program
 
 from . import studies, running, results  # noqa: F401
 from .options import app
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"tunescope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_verb(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Quality, drift and serving cost of fine-tuning."""
 
 
 class _Interrupted(BaseException):

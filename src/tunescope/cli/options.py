@@ -9,7 +9,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Quality, drift and serving cost of fine-tuning.",
 )
 
 Mode = Literal["auto", "live", "plain", "none"]

@@ -86,8 +86,8 @@ def export(
     from tunescope.run.session import Session
 
     session = Session.open(study, overrides or ())
-    written = export_sweeps(session, out, study, overrides or ()) if sweep else export_models(session, out, only or (), merged=merged)
-    for path in written:
+    sweeps = export_sweeps(session, out, study, overrides or (), only or ())
+    for path in sweeps if sweep else export_models(session, out, only or (), merged=merged):
         print(path)
 
 

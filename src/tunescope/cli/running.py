@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.errors import PrerequisiteError, StepError
 from tunescope.program import command, program
 
 from .options import (
@@ -69,7 +70,7 @@ def run(
     if selection.reports:
         _report(session, states)
     if undone:
-        raise typer.Exit(1)
+        raise typer.Exit(_exit_code(states, chosen))
 
 
 @app.command()
@@ -94,10 +95,12 @@ def search(
     step = search_step(session.plan, task, method, learning_rate, batch_size)
     execution = session.execution
     policy = Policy(execution.retries, execution.step_timeout_s, retry_failed=True)
-    state = _run_steps(session, select(session.plan, Selection(only=(step.id,))), policy, jobs, display)[step.id]
+    chosen = select(session.plan, Selection(only=(step.id,)))
+    states = _run_steps(session, chosen, policy, jobs, display)
+    state = states[step.id]
     if state.finished is None or state.status != "done":
         talk.print(f"{state.status:<8}{step.id}  {state.why}", markup=False)
-        raise typer.Exit(1)
+        raise typer.Exit(_exit_code(states, chosen))
     print(f"selection_loss: {state.finished.metric('selection_loss', 'selection'):.6g}")
 
 
@@ -118,6 +121,12 @@ def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int
     else:
         talk.print(f"{counts(states[i] for i in chosen.run)}  in {duration(time.monotonic() - started)}", markup=False)
     return states
+
+
+def _exit_code(states: "States", chosen: "Chosen") -> int:
+    """How a run that is not done ends: nothing failed, but something that must be there is missing; or else as with failed steps."""
+    found = {states[i].status for i in chosen.needed}
+    return PrerequisiteError.exit_code if "blocked" in found and "failed" not in found else StepError.exit_code
 
 
 def _finish_time(state: "StepState") -> float | None:

@@ -18,7 +18,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the new study; default: its file's. Its runs lie in runs/NAME.")] = None,
 ) -> None:
-    """Write a commented study file to edit, with a name of its own: its runs lie apart from those of the study it came from."""
+    """Write a commented study file to edit, with a name of its own: its runs and data lie apart from those of the study it came from."""
     from tunescope.console import talk
     from tunescope.study.load import find_study
 
@@ -26,10 +26,15 @@ def init(
         raise StudyError(f"{out} exists; choose another name with --out")
     own = _own_name(out, name)
     text = find_study(study).read_text(encoding="utf-8")
-    out.parent.mkdir(parents=True, exist_ok=True)
     # In quotes: a file may be called 2024.yaml or on.yaml.
-    out.write_text(re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    text = re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_DATA_FOLDER.sub(rf"\g<1>data/{own}", text, count=1), encoding="utf-8")
     talk.print(f"wrote {out}, study '{own}'; next: {command('plan', str(out))}", markup=False)
+
+
+_DATA_FOLDER = re.compile(r"""(^  paths:[^\n]*?(?:\n    [^\n]*?)*?\bdata: *)("[^"]*"|'[^']*'|[^\s,}#]+)""", re.MULTILINE)
+"""`data` of `execution.paths`, in braces or on a line of its own."""
 
 
 def _own_name(out: Path, name: str | None) -> str:
@@ -82,6 +87,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show every step: phases, machines, counts, needs, hours where known; the registered plan and its power. --only lists matching ids."""
+    from tunescope.console import talk
     from tunescope.run.registration import design, design_lines
     from tunescope.run.reporting import plan_rows
     from tunescope.run.selection import Selection, select
@@ -90,20 +96,23 @@ def plan(
 
     session = Session.open(study, overrides or ())
     session.require_targets()
+    selected = select(session.plan, Selection(only=only or ()))
+    for problem in session.missing(selected):
+        talk.print(f"warning: {problem}", markup=False)
     if steps or only:
-        named = select(session.plan, Selection(only=only or ())).named
-        chosen = [step for step in session.plan.steps if step.id in named]
+        chosen = [step for step in session.plan.steps if step.id in selected.named]
         if as_json:
             print_json({"study": session.file.study.name, "steps": plan_rows(chosen)})
         else:
             print("\n".join(step_lines(chosen)))
         return
     if as_json:
-        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **design(session.plan, session.store, pilot)})
+        registered = design(session.plan, session.store, session.data, pilot)
+        print_json({"study": session.file.study.name, "steps": plan_rows(session.plan.steps), **registered})
         return
     head = f"{session.file.study.name}: {len(session.plan.steps)} steps; `{command('plan', study, '--steps')}` lists their ids"
     print("\n".join([head, "", *graph(session.plan), "", *cost(session.plan)]))
-    print("\n".join(["", *design_lines(session.plan, session.store, pilot)]))
+    print("\n".join(["", *design_lines(session.plan, session.store, session.data, pilot)]))
 
 
 @app.command()
@@ -118,6 +127,7 @@ def data(
 ) -> None:
     """Prepare the task data (also done by `run` when needed)."""
     from tunescope.console import talk
+    from tunescope.data.splits import PARTS
     from tunescope.run.preparation import prepare_data
     from tunescope.run.session import Session
 
@@ -130,7 +140,7 @@ def data(
         print_json(entries)
         return
     for name, entry in entries.items():
-        parts = ", ".join(f"{n} {part}" for part, n in entry["parts"].items())
+        parts = ", ".join(f"{entry['parts'][part]} {part}" for part in PARTS)
         print(f"{name}: {parts}  ({entry['source']}, revision {entry['revision'] or 'none'})")
     print(f"manifest: {session.data.path / 'manifest.json'}")
 

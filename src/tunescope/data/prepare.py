@@ -62,7 +62,8 @@ def run_data(inputs: DataInputs, ctx: StepContext) -> StepResult:
     ctx.progress(1, 1, f"{inputs.task} ready")
     named = ("source", "revision", "made_here", "comparable", "licence", "rows", "parts", "label_balance", "leakage", "probe_sha256")
     return StepResult(
-        metrics=[Metric(name="examples", value=n, unit="examples", split=part, n=n) for part, n in entry["parts"].items()],
+        # In one order: an entry read back has its keys sorted, and metrics are a list, so their order enters the digest.
+        metrics=[Metric(name="examples", value=(n := entry["parts"][part]), unit="examples", split=part, n=n) for part in PARTS],
         outputs={"data_sha256": manifest.digest(entry), **{name: entry[name] for name in named}},
         content=["manifest_entry.json"],
         notes=[*entry["notes"], *_duplicate_notes(entry["leakage"])],

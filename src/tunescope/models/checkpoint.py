@@ -1,6 +1,7 @@
 """What can be read of a base model on this disk without loading it: where it lies, and which modules it has. Imports no torch."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from tunescope.study.schema import AdapterSpec, ModelSpec
 
 EMBEDDED = "sprout-2m"
 """The model that ships with the package."""
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _EMBEDDED_FOLDER = Path(__file__).parent / "sprout_2m"
+_EMBEDDING = re.compile(r"embed[^.]*$|\bw[tp]e$")
+"""Modules whose matrix is a table to look up in; the files do not say so, but their names do."""
 
 
 def local_folder(spec: ModelSpec) -> Path | None:
@@ -18,8 +22,29 @@ def local_folder(spec: ModelSpec) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def model_problem(spec: ModelSpec) -> str:
+    """Why there can be no base model by this name, as far as this disk tells; "" for a whole folder and for any hub id."""
+    if folder := local_folder(spec):
+        return folder_problem(folder)
+    if _HUB_ID.fullmatch(spec.name):
+        return ""
+    return (
+        f"model.name '{spec.name}': no such folder{did_you_mean(spec.name, [EMBEDDED])}; "
+        f"give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
+    )
+
+
+def folder_problem(folder: Path) -> str:
+    """What a model folder lacks; "" when it has a configuration and weights."""
+    if not (folder / "config.json").is_file():
+        return f"{folder}: no config.json, so this is no Hugging Face model folder"
+    if not any(folder.glob("*.safetensors")):
+        return f"{folder}: no .safetensors weights (pickled .bin weights are not read); convert the model first"
+    return ""
+
+
 def module_widths(folder: Path) -> dict[str, int | None]:
-    """Modules that hold weights, by name, with the smaller side of their matrix (None: no matrix), from the heads of the weight files.
+    """Modules that hold weights, by name, with the smaller side of a linear layer's matrix (else None), from the heads of the weight files.
 
     {} when a file cannot be read: loading it says why.
     """
@@ -33,8 +58,8 @@ def module_widths(folder: Path) -> dict[str, int | None]:
         for name, tensor in head.items():
             if name != "__metadata__":
                 module, _, kind = name.rpartition(".")
-                matrix = kind == "weight" and len(tensor["shape"]) == 2
-                found[module] = min(tensor["shape"]) if matrix else found.get(module)
+                linear = kind == "weight" and len(tensor["shape"]) == 2 and not _EMBEDDING.search(module)
+                found[module] = min(tensor["shape"]) if linear else found.get(module)
     # A head tied to the embedding has no weights of its own in the file.
     return {"lm_head": None, **found} if found else {}
 

@@ -1,7 +1,5 @@
 """Find a base model (embedded, local folder or hub commit) and load it, its tokenizer, or a fine-tuned run of it."""
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tunescope.errors import PrerequisiteError, did_you_mean
+from tunescope.errors import PrerequisiteError
 from tunescope.study.schema import ModelSpec
 
-from .checkpoint import EMBEDDED, local_folder
-
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
-_CARD = "README.md"
-"""Downloaded for its licence; changes no number, so it is none of `model_files`."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from .checkpoint import EMBEDDED, folder_problem, local_folder, model_problem
+from .hub import COMMIT, FILES, download
 
 
 def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
@@ -33,81 +27,27 @@ def resolve_model(spec: ModelSpec, runs_dir: Path | None = None) -> Path:
     Raises:
         PrerequisiteError: nothing by that name, not reachable, or no safetensors weights in it.
     """
-    if folder := local_folder(spec):
-        return _with_weights(folder)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.name) or spec.name.startswith("."):
-        raise PrerequisiteError(
-            f"model.name '{spec.name}': no such folder{did_you_mean(spec.name, [EMBEDDED])}; "
-            f"give '{EMBEDDED}', a local model folder, or a hub id 'owner/name'"
-        )
-    return _with_weights(_snapshot(spec, runs_dir))
+    if problem := model_problem(spec):
+        raise PrerequisiteError(problem)
+    return local_folder(spec) or _whole(download(spec, runs_dir))
 
 
 def hub_identity(spec: ModelSpec, folder: Path) -> tuple[str, str | None] | None:
     """Hub id and commit of a base model that `resolve_model` found in `folder`; None for the embedded one and for local folders."""
     if spec.name == EMBEDDED or Path(spec.name).expanduser().is_dir():
         return None
-    return spec.name, folder.name if _COMMIT.fullmatch(folder.name) else spec.revision
+    return spec.name, folder.name if COMMIT.fullmatch(folder.name) else spec.revision
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that change what it computes: configuration, tokenizer, weights."""
-    return sorted({path for pattern in _HUB_FILES for path in folder.glob(pattern)})
+    return sorted({path for pattern in FILES for path in folder.glob(pattern)})
 
 
-def _with_weights(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise PrerequisiteError(f"{folder}: no config.json, so this is no Hugging Face model folder")
-    if not any(folder.glob("*.safetensors")):
-        raise PrerequisiteError(f"{folder}: no .safetensors weights (pickled .bin weights are not read); convert the model first")
+def _whole(folder: Path) -> Path:
+    if problem := folder_problem(folder):
+        raise PrerequisiteError(problem)
     return folder
-
-
-def _snapshot(spec: ModelSpec, runs_dir: Path | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    commit = _locked_commit(spec, runs_dir)
-    try:
-        path = Path(snapshot_download(spec.name, revision=commit, allow_patterns=[*_HUB_FILES, _CARD]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise PrerequisiteError(
-            f"model.name '{spec.name}' (revision {commit or 'default'}): cannot be downloaded and is not in the local cache "
-            f"({type(error).__name__}); download it once on a machine with a network, or give a local folder"
-        ) from error
-    if _COMMIT.fullmatch(path.name):
-        _write_lock(spec, runs_dir, path.name)
-    return path
-
-
-def _lock_key(spec: ModelSpec) -> str:
-    return f"{spec.name}@{spec.revision or 'default'}"
-
-
-def _locked_commit(spec: ModelSpec, runs_dir: Path | None) -> str | None:
-    if spec.revision and _COMMIT.fullmatch(spec.revision):
-        return spec.revision
-    lock = runs_dir / "model-lock.json" if runs_dir else None
-    if lock is None or not lock.is_file():
-        return spec.revision
-    return json.loads(lock.read_text()).get(_lock_key(spec), spec.revision)
-
-
-def _write_lock(spec: ModelSpec, runs_dir: Path | None, commit: str) -> None:
-    """Remember a commit, keeping what other processes wrote meanwhile."""
-    if runs_dir is None:
-        return
-    from filelock import FileLock
-
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    path = runs_dir / "model-lock.json"
-    with FileLock(f"{path}.lock"):
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if known.setdefault(_lock_key(spec), commit) != commit:
-            raise PrerequisiteError(f"{path}: {_lock_key(spec)} is locked to {known[_lock_key(spec)]}, but {commit} was downloaded")
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(known, indent=1, sort_keys=True))
-        os.replace(partial, path)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -150,7 +90,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, attention: str = 
     Raises:
         PrerequisiteError: missing weights, or an architecture that is no causal LM.
     """
-    _with_weights(Path(path))
+    _whole(Path(path))
     transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tunescope.errors import PrerequisiteError
 from tunescope.records import FinishedStep
+from tunescope.study.inputs import DataInputs
 from tunescope.study.plan import Plan, Step
 
 from .store import Store
@@ -63,6 +64,17 @@ class DataFolder:
         if since == finished.result["finished"] and digest != finished.outputs.get("data_sha256"):
             return f"{self._folder(step)} holds another preparation of the data"
         return ""
+
+    def test_examples(self, step: Step) -> int | None:
+        """Test examples of a task as it is prepared here, when it is prepared as its step asks; nothing is hashed."""
+        from tunescope.data.manifest import read_entry
+
+        assert isinstance(step.inputs, DataInputs)
+        wanted, entry = step.inputs, read_entry(self.path, step.inputs.task)
+        asked = {"limits": wanted.limits.model_dump(mode="json"), "probe_examples": wanted.probe_examples}
+        asked |= {name: getattr(wanted.data, name) for name in ("source", "split_seed", "selection_share")}
+        alike = entry is not None and asked.items() <= entry.get("request", {}).items()
+        return int(entry["parts"]["test"]) if entry and alike else None
 
     def _folder(self, step: Step) -> Path:
         return self.path / str(step.task)

@@ -61,19 +61,21 @@ def export_models(session: Session, out: Path, only: Sequence[str] = (), *, merg
         yield from _export(session, run, out, merged=merged and run.adapter)
 
 
-def export_sweeps(session: Session, out: Path, study: str, overrides: Sequence[str] = ()) -> Iterator[Path]:
-    """Write one W&B sweep file per task and method to `<out>/<task>-<method>.yaml`; `wandb sweep FILE` takes it.
+def export_sweeps(session: Session, out: Path, study: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Iterator[Path]:
+    """Write one W&B sweep file per task and method (of the chosen steps) to `<out>/<task>-<method>.yaml`; `wandb sweep FILE` takes it.
 
     Yields:
         Each file written.
 
     Raises:
-        StudyError: nothing is searched.
+        StudyError: nothing is searched, or none of the chosen steps is a search run.
         PrerequisiteError: a file that exists.
     """
     import yaml
 
-    for name, config in sweeps(session.file, session.plan, study, overrides).items():
+    named = select(session.plan, Selection(only=only)).named
+    steps = [step for step in session.plan.steps if step.id in named]
+    for name, config in sweeps(session.file, steps, study, overrides).items():
         target = out / name
         _refuse_existing([target])
         out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ def prepare_data(session: Session, tasks: Sequence[str], note: Callable[[str], N
         Task -> its manifest entry.
 
     Raises:
-        PrerequisiteError: lists what is missing for every task; the other tasks are prepared all the same.
+        PrerequisiteError: lists what is missing, each cause once; the other tasks are prepared all the same.
     """
     from tunescope.data.prepare import prepare
 
@@ -39,5 +39,5 @@ def prepare_data(session: Session, tasks: Sequence[str], note: Callable[[str], N
         except PrerequisiteError as error:
             problems.append(str(error))
     if problems:
-        raise PrerequisiteError("\n".join(problems))
+        raise PrerequisiteError("\n".join(dict.fromkeys(problems)))  # one cause often stops every task
     return entries

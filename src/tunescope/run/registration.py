@@ -1,5 +1,6 @@
 """Keeping the registered plan: written when the first final run starts, never changed once a final run has a result."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 from tunescope.errors import PrerequisiteError
 from tunescope.study.plan import Plan
-from tunescope.study.power import Pilot, PowerRow, planned_power, power_lines, sizes_of_tests
+from tunescope.study.power import Pilot, PowerRow, planned_power, power_lines, sizes_of_tests, upper_bounds
 from tunescope.study.registration import FILE, check_plan, overhead_undecided, registered_plan, registration
 from tunescope.study.schema import Study, TaskName
 
+from .data_folder import DataFolder
 from .files import read_json, write_json
 from .store import Store
 
@@ -71,31 +73,43 @@ def _looked(store: Store) -> bool:
     return any(True for paths in found for _ in paths)
 
 
-def design(plan: Plan, store: Store, pilot: Path | None) -> dict[str, Any]:
+def design(plan: Plan, store: Store, data: DataFolder, pilot: Path | None) -> dict[str, Any]:
     """The registered plan and its power, as JSON types."""
     refuse_mixed_plans(store)
-    check, (rows, refused) = check_plan(plan.study, kept_registration(store)), _power(plan, store, pilot)
-    power = {"power": [asdict(row) for row in rows], "pilot_not_used": refused}
+    check, known = check_plan(plan.study, kept_registration(store)), _test_sizes(plan, store, data)
+    rows, refused = _power(plan, known, pilot)
+    bounds = sorted(upper_bounds(plan.study, known))
+    power = {"power": [asdict(row) for row in rows], "test_sizes_at_most": bounds, "pilot_not_used": refused}
     return {"registered_plan": asdict(check), "overhead_undecided": overhead_undecided(plan.study), **power}
 
 
-def design_lines(plan: Plan, store: Store, pilot: Path | None) -> list[str]:
+def design_lines(plan: Plan, store: Store, data: DataFolder, pilot: Path | None) -> list[str]:
     """The registered plan and its power, in words."""
     refuse_mixed_plans(store)
-    rows, refused = _power(plan, store, pilot)
+    known = _test_sizes(plan, store, data)
+    rows, refused = _power(plan, known, pilot)
     undecided = [f"warning: the overhead claim will not be decided: {why}" for why in overhead_undecided(plan.study)]
-    lines = [*check_plan(plan.study, kept_registration(store)).lines(), *undecided, *power_lines(plan.study, rows)]
+    lines = [
+        *check_plan(plan.study, kept_registration(store)).lines(),
+        *undecided,
+        *power_lines(plan.study, rows, upper_bounds(plan.study, known)),
+    ]
     return [*lines, *(f"  {task}: the pilot is not used: {why}" for task, why in refused.items())]
 
 
-def _power(plan: Plan, store: Store, pilot: Path | None) -> tuple[list[PowerRow], dict[TaskName, str]]:
-    """Power, and the tasks that a pilot says nothing about; test sizes come from finished data steps where there are any."""
-    known: dict[TaskName, int] = {}
+def _test_sizes(plan: Plan, store: Store, data: DataFolder) -> dict[TaskName, int]:
+    """Test examples of the tasks that were prepared as the plan says, or whose data step has finished so."""
+    found: dict[TaskName, int] = {}
     for task in plan.study.tasks:
-        result, _ = store.result(f"data/{task}")
-        n = result.metric("examples", "test") if result else None
-        if n:
-            known[task] = int(n)
+        step, (result, _) = plan[f"data/{task}"], store.result(f"data/{task}")
+        counted = result.metric("examples", "test") if result and result.inputs == step.inputs.model_dump(mode="json") else None
+        if n := counted or data.test_examples(step):
+            found[task] = int(n)
+    return found
+
+
+def _power(plan: Plan, known: Mapping[TaskName, int], pilot: Path | None) -> tuple[list[PowerRow], dict[TaskName, str]]:
+    """Power at the known test sizes, else the official ones, and the tasks that a pilot says nothing about."""
     measured, refused = _pilot(plan.study, pilot) if pilot else ({}, {})
     return planned_power(plan.study, sizes_of_tests(plan.study, known), measured), refused
 

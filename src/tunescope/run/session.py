@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.study.load import load_study
-from tunescope.study.plan import Plan, build_plan
+from tunescope.study.plan import Plan, Step, build_plan
 from tunescope.study.schema import Execution, StudyFile
 
 from .data_folder import DataFolder
@@ -114,13 +114,19 @@ class Session:
 
         Raises:
             StudyError: an adapter's target is no module of the base model.
-            PrerequisiteError: prepared data changed, official files are not there, or runs stand under different registered plans.
+            PrerequisiteError: prepared data changed, official files or the base model are not there, or runs stand under different plans.
         """
         refuse_mixed_plans(self.store)
         self.require_targets()
-        self._require_files(chosen)
         self.data.verify(self.plan, self.store, chosen.needed)
+        if problems := self.missing(chosen, ask_hub=True):
+            raise PrerequisiteError("\n".join(problems))
         write_study(self.file, self.plan, self.store)
+
+    def missing(self, chosen: Chosen, *, ask_hub: bool = False) -> list[str]:
+        """What a run of the chosen steps would read and is not there: official files, the base model (one of the hub only if asked)."""
+        starting = self._starting(chosen)
+        return [problem for problem in (self._files_problem(starting), self._model_problem(starting, ask_hub)) if problem]
 
     def require_targets(self) -> None:
         """Adapters must fit the base model where it lies on this disk; one from the hub is checked when training has loaded it.
@@ -142,14 +148,41 @@ class Session:
         driver = Driver(self.plan, self.store, executor, chosen, self.launch(executor.device), display, self.data.check, policy)
         return driver.run()
 
-    def _require_files(self, chosen: Chosen) -> None:
+    def _starting(self, chosen: Chosen) -> list[Step]:
+        """The chosen steps that a run comes to start. A result that waits for a need to run again is taken to stand."""
+        states, starting, barred = self.states(), list[Step](), set[str]()
+        for step in self.plan.steps:
+            state = states[step.id]
+            if state.status in ("done", "running"):
+                continue
+            if state.status == "failed" or step.id not in chosen.run or not barred.isdisjoint((*step.needs, *step.selects_from)):
+                barred.add(step.id)
+            elif state.status == "stale" or state.again or not self.store.result(step.id)[0]:
+                starting.append(step)
+        return starting
+
+    def _files_problem(self, starting: Sequence[Step]) -> str:
         """Official files must be there before anything that reads them starts."""
         files = self.execution.paths.files
-        waiting = sorted(i for i in chosen.run if self.plan[i].kind == "data" and not self.store.result(i)[0])
+        waiting = [step.id for step in starting if step.kind == "data"]
         if self.file.study.data.source != "files" or not waiting or (files and Path(files).is_dir()):
-            return
+            return ""
         where = f"there is no folder {files}" if files else "no folder is named"
-        raise PrerequisiteError(
-            f"execution.paths.files: {where}, and {', '.join(waiting)} read the official distribution files from it; "
+        return (
+            f"execution.paths.files: {where}, and {', '.join(sorted(waiting))} read the official distribution files from it; "
             "add --set execution.paths.files=FOLDER (docs/tasks.md says what it holds)"
         )
+
+    def _model_problem(self, starting: Sequence[Step], ask_hub: bool) -> str:
+        """So must the base model. The hub is asked where steps run on this machine: the nodes of a cluster have their own network."""
+        from tunescope.models.checkpoint import local_folder, model_problem
+
+        model = self.file.study.model
+        if not any(hasattr(step.inputs, "model") for step in starting):
+            return ""
+        problem = model_problem(model)
+        if problem or local_folder(model) or not ask_hub or self.execution.executor != "local":
+            return problem
+        from tunescope.models.hub import reach_problem
+
+        return reach_problem(model, self.store.root)

@@ -36,6 +36,9 @@ def find_study(name_or_path: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
         raise StudyError(f"no study file '{name_or_path}': give a path to a YAML file or one of the built-in studies {', '.join(builtin)}")
+    beside = next((file for suffix in (".yaml", ".yml") if (file := Path(f"{name_or_path}{suffix}")).is_file()), None)
+    if beside:
+        raise StudyError(f"no study named '{name_or_path}': its file is given with its ending, {beside}")
     raise StudyError(f"no study named '{name_or_path}'{did_you_mean(name_or_path, builtin)}: built in are {', '.join(builtin)}")
 
 

@@ -3,6 +3,11 @@
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from tunescope.errors import did_you_mean
 
 
 @cache
@@ -19,3 +24,14 @@ def peft_types() -> tuple[str, ...]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return tuple(kind.value for kind in module.PeftType)
+
+
+def _known(given: str) -> str:
+    types = peft_types()
+    if types and given not in types:
+        raise ValueError(f"the installed PEFT has no '{given}'{did_you_mean(given, types)}; it has {', '.join(sorted(types))}")
+    return given
+
+
+PeftType = Annotated[str, AfterValidator(_known)]
+"""One of the types, judged by itself, so that it is told beside whatever else is wrong with its adapter."""

@@ -1,7 +1,7 @@
 """Power of the registered quality test before the runs. Plain Python, so that `tunescope plan` answers at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -149,7 +149,7 @@ def _rows(study: Study, task: TaskName, n: int, pilot: Pilot | None, counts: Seq
 
 
 def sizes_of_tests(study: Study, known: Mapping[TaskName, int]) -> dict[TaskName, int]:
-    """Test examples of each task: as its data step counted them, else the official number less the study's limit; none for the sample."""
+    """Test examples of each task: as its data step counted them, else the official number up to the study's limit; none for the sample."""
     found: dict[TaskName, int] = {}
     for task, spec in study.tasks.items():
         n = known.get(task) or (None if study.data.source == "sample" else TEST_ROWS[task])
@@ -158,8 +158,13 @@ def sizes_of_tests(study: Study, known: Mapping[TaskName, int]) -> dict[TaskName
     return found
 
 
-def power_lines(study: Study, rows: Sequence[PowerRow]) -> list[str]:
-    """The power table as text."""
+def upper_bounds(study: Study, known: Mapping[TaskName, int]) -> set[TaskName]:
+    """Tasks whose test part may turn out smaller than `sizes_of_tests` says: SQuAD without its train file is split by article."""
+    return {task for task in study.tasks if task == "squad_v2" and study.data.source == "files" and task not in known}
+
+
+def power_lines(study: Study, rows: Sequence[PowerRow], bounds: Collection[TaskName] = ()) -> list[str]:
+    """The power table as text; `bounds` are the tasks whose number of test examples is only an upper bound."""
     spec = study.analysis
     head = (
         f"Power: chance to confirm that {spec.candidate_method} keeps {100 * spec.quality_retained:g} % if both methods are truly equal "
@@ -174,6 +179,8 @@ def power_lines(study: Study, rows: Sequence[PowerRow]) -> list[str]:
         lines.append("  assumed: standard deviations fitted to the original plan's own table, no evidence; --pilot replaces them")
     if any(r.basis.startswith("pilot") for r in rows):
         lines.append("  pilot: from the spread over seeds at its upper 80 % limit to the spread as measured")
+    if "squad_v2" in bounds:
+        lines.append("  squad_v2: at most that many, so less power, if train-v2.0.json is absent and dev is split by article")
     absent = [t for t in study.tasks if t not in {r.task for r in rows}]
     if absent:
         lines.append(f"  {', '.join(absent)}: test size not known before the data step has run")

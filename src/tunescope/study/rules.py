@@ -3,10 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from tunescope.errors import did_you_mean
-
 from .arms import parse_arm
-from .peft_types import peft_types
 
 if TYPE_CHECKING:
     from .schema import Kind, Study, TaskName
@@ -54,14 +51,6 @@ def _equal_search_budgets(study: "Study") -> Iterator[str]:
             yield f"tasks.{task}: learning-rate grids must be equal in size for all methods (equal search budget), got {sizes}"
 
 
-def _adapters_known(study: "Study") -> Iterator[str]:
-    types = peft_types()
-    for name, spec in study.methods.items():
-        if types and spec.adapter and spec.adapter.peft_type not in types:
-            place, given = f"methods.{name}.adapter.peft_type", spec.adapter.peft_type
-            yield f"{place}: the installed PEFT has no '{given}'{did_you_mean(given, types)}; it has {', '.join(sorted(types))}"
-
-
 def _batch_in_one_pass(study: "Study") -> Iterator[str]:
     training, largest = study.training, max((size for task in study.tasks for size in study.batch_sizes(task)), default=0)
     if training.optimizer == "adamw_in_backward" and (training.micro_tokens or (training.micro_batch or largest) < largest):
@@ -101,7 +90,6 @@ RULES: tuple[tuple[set[str], Callable[["Study"], Iterator[str]]], ...] = (
     ({"methods", "analysis"}, _methods_compared),
     ({"analysis"}, _overhead_of_two_arms),
     ({"tasks", "methods"}, _equal_search_budgets),
-    ({"methods"}, _adapters_known),
     ({"tasks", "training"}, _batch_in_one_pass),
     ({"tasks", "serving"}, _tasks_served),
     ({"serving"}, _engine_can_serve),

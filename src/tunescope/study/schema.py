@@ -17,6 +17,7 @@ from pydantic import (
 
 from .arms import ArmName, parse_arm
 from .lists import Several, or_a_list
+from .peft_types import PeftType
 from .rules import broken_placement, broken_rules
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
@@ -73,7 +74,7 @@ class TaskSpec(Frozen):
 class AdapterSpec(Frozen):
     """A PEFT adapter in PEFT's own terms; `options` passes any further field of that PEFT config."""
 
-    peft_type: str = "LORA"
+    peft_type: PeftType = "LORA"
     r: PositiveInt | None = 8
     lora_alpha: PositiveFloat | None = 16
     lora_dropout: Share | None = 0.05

@@ -1,7 +1,7 @@
 """The learning-rate search as W&B sweeps, one grid per task and method, and the search run that one point of a grid means. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunescope.errors import StudyError
@@ -14,21 +14,22 @@ METRIC = "selection_loss"
 """What the search minimises; the tracker logs it under this name, and W&B keeps its minimum."""
 
 
-def sweeps(file: StudyFile, plan: Plan, study: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def sweeps(file: StudyFile, steps: Iterable[Step], study: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """W&B sweep configurations by file name. Every method of a task gets a grid of the same size: equal search budgets.
 
     An agent runs `tunescope search` at each point, so the results lie in the study's store, and `tunescope run` goes on from there.
 
     Args:
+        steps: of the plan; a task and method with any search run among them get their whole grid.
         study: the study file or built-in name as the agent's command is to name it.
         overrides: the `--set` items in force; they are repeated in the command.
 
     Raises:
-        StudyError: nothing is searched, because every grid has one point.
+        StudyError: there is no search run among the steps.
     """
-    pairs = dict.fromkeys((s.task, s.method) for s in plan.steps if s.role == "search")
+    pairs = dict.fromkeys((s.task, s.method) for s in steps if s.role == "search")
     if not pairs:
-        raise StudyError("nothing to search: every method has one learning rate and one batch size")
+        raise StudyError("nothing to search: no search run is chosen, or every method has one learning rate and one batch size")
     return {f"{task}-{method}.yaml": _sweep(file, str(task), str(method), study, overrides) for task, method in pairs}
 
 

@@ -9,6 +9,7 @@ from tunescope.analysis.frames import collect
 from tunescope.analysis.inference import crossed_t
 from tunescope.analysis.pilot import cautious, measured
 from tunescope.errors import PrerequisiteError
+from tunescope.run.data_folder import DataFolder
 from tunescope.run.registration import design_lines
 from tunescope.run.reporting import write_study
 from tunescope.run.store import Store
@@ -40,7 +41,7 @@ def test_a_pilot_that_answers_a_constant_is_refused_and_the_assumed_stay(pilot):
     for path in (pilot / "steps").glob("train/mrpc/*/final/*/predictions.parquet"):
         frame = pd.read_parquet(path).assign(prediction="equivalent")
         frame.assign(correct=(frame.label == frame.prediction).astype(float)).to_parquet(path)
-    lines = design_lines(build_plan(small_study(data={"source": "hub"})), Store(pilot / "new"), pilot)
+    lines = design_lines(build_plan(small_study(data={"source": "hub"})), Store(pilot / "new"), DataFolder(pilot / "data"), pilot)
     row = {line.split()[0]: line for line in lines[2:]}
     assert "pilot, 3 seeds" in row["sst2"] and row["rte"].endswith("assumed")
     assert any(line.startswith("  mrpc") and line.endswith("assumed") for line in lines)
@@ -50,7 +51,7 @@ def test_a_pilot_that_answers_a_constant_is_refused_and_the_assumed_stay(pilot):
 def test_a_pilot_without_the_registered_methods_says_nothing(pilot):
     study = STUDY.model_copy(update={"analysis": STUDY.analysis.model_copy(update={"candidate_method": "dora"})})
     with pytest.raises(PrerequisiteError, match="no two seeds of both dora and full"):
-        design_lines(build_plan(study), Store(pilot / "new"), pilot)
+        design_lines(build_plan(study), Store(pilot / "new"), DataFolder(pilot / "data"), pilot)
 
 
 def test_the_cautious_spread_is_below_the_true_one_in_a_fifth_of_pilots():

@@ -9,6 +9,7 @@ from tunescope.data import load_examples, manifest, sources
 from tunescope.data.prepare import prepare, run_data
 from tunescope.errors import PrerequisiteError, StudyError
 from tunescope.records import StepContext
+from tunescope.run.sealing import sealed
 from tunescope.study.inputs import DataInputs
 from tunescope.study.schema import TASKS, DataSpec, Limits
 
@@ -162,6 +163,20 @@ def test_the_data_step(sample, copy, tmp_path):
     assert result.content == ["manifest_entry.json"]
     assert json.loads((step / "manifest_entry.json").read_text()) == manifest.read_entry(copy, "mrpc")
     assert str(copy) not in (step / "manifest_entry.json").read_text()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_data_step_has_one_digest_whether_it_prepares_or_finds_the_data(task, tmp_path):
+    """Hosts that prepared and hosts that were given the folder are merged, and all that follows rests on this digest."""
+    inputs = DataInputs(task=task, data=SAMPLE, limits=Limits(), probe_examples=100)
+    digests = []
+    for folder in (tmp_path / "prepares", tmp_path / "finds"):
+        folder.mkdir()
+        (folder / "step.json").write_text("{}")
+        result = run_data(inputs, StepContext(folder=folder, data_dir=tmp_path / "data", upstream={}, device="cpu", tracker=Silent()))
+        digests.append(sealed(folder, f"data/{task}", "f" * 64, result, started=0.0, wall_s=0.0)["digest"])
+        assert [m.split for m in result.metrics] == ["train", "selection", "test", "probe"]
+    assert digests[0] == digests[1]
 
 
 # The hub, without a hub

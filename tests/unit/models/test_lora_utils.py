@@ -139,7 +139,7 @@ def test_merge_equivalence_counts_labels():
     [
         (AdapterSpec(target_modules=("q_proj", "v_prj")), "'v_prj' matches no module .did you mean 'v_proj'"),
         (AdapterSpec(r=129), "adapter.r 129 is above the width"),
-        (AdapterSpec(peft_type="LORRA"), "did you mean 'LORA'"),
+        (AdapterSpec().model_copy(update={"peft_type": "LORRA"}), "did you mean 'LORA'"),
         (AdapterSpec(options={"use_rslra": True}), "adapter.options.use_rslra.*did you mean 'use_rslora'"),
         (AdapterSpec(peft_type="LOHA", lora_alpha=32), "adapter.lora_alpha: LOHA has no such option"),
         (AdapterSpec(peft_type="PROMPT_TUNING"), "virtual tokens"),

@@ -9,12 +9,15 @@ import pytest
 
 from fake_steps import Inline
 from simulated_store import small_study
+from tunescope import steps
+from tunescope.data import manifest
+from tunescope.data.prepare import prepare
 from tunescope.errors import PrerequisiteError
 from tunescope.run.driver import Policy
 from tunescope.run.lease import Lease, Process
 from tunescope.run.selection import Selection
 from tunescope.study.plan import build_plan
-from tunescope.study.schema import ServingSpec
+from tunescope.study.schema import DataSpec, DriftSpec, Limits, ServingSpec, TaskSpec
 
 TRAIN = "train/sst2/lora/final/seed-42"
 
@@ -208,8 +211,6 @@ def test_a_deleted_data_folder_is_prepared_again_and_nothing_else_runs(bench):
 
 
 def test_data_prepared_otherwise_by_someone_else_are_noticed(bench):
-    from tunescope.data import manifest
-
     bench.run()
     bench.calls()
     (bench.data_dir / "sst2" / "rows.txt").write_text("another preparation")
@@ -217,6 +218,21 @@ def test_data_prepared_otherwise_by_someone_else_are_noticed(bench):
     bench.run()
     assert bench.calls() == ["data/sst2"]
     assert any("another preparation" in note for note in bench.notes)
+
+
+def test_studies_that_prepare_one_folder_otherwise_cost_each_other_a_preparation_and_nothing_else(bench):
+    """Whether a study's first run prepared the data or found them prepared by `tunescope data`, as here."""
+    steps.FUNCTIONS["data"] = "tunescope.data.prepare:run_data"
+    sample, limits = DataSpec(source="sample"), [Limits(train=n, selection=16, test=16) for n in (32, 48)]
+    mine = {"tasks": {"rte": TaskSpec(max_length=512, limits=limits[0])}, "data": sample, "drift": DriftSpec(probe_examples=24)}
+    prepare("rte", sample, limits[0], 24, bench.data_dir)
+    first = bench.run(**mine)
+    prepare("rte", sample, limits[1], 24, bench.data_dir)
+    bench.calls()
+    again = bench.run(**mine)
+    assert bench.calls() == [] and any("another preparation" in note for note in bench.notes)
+    assert manifest.read_entry(bench.data_dir, "rte")["parts"]["train"] == 32
+    assert {i: (s.status, s.digest) for i, s in again.items()} == {i: ("done", s.digest) for i, s in first.items()}
 
 
 def test_a_dead_lease_is_taken_over_and_a_live_one_is_seen(bench):
@@ -247,7 +263,6 @@ def test_kind_and_seed_bring_their_needs_along(bench):
 
 def test_data_prepared_otherwise_during_a_run_give_no_number(bench):
     """Two studies with one data folder: the other one's bytes match their manifest, so only the digest tells."""
-    from tunescope.data import manifest
 
     class Meddler(Inline):
         def submit(self, step_id, kind, folder):

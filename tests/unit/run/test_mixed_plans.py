@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tunescope.errors import PrerequisiteError
+from tunescope.run.data_folder import DataFolder
 from tunescope.run.registration import FILE, design_lines, kept_registration, refuse_mixed_plans, register
 from tunescope.run.selection import Selection
 from tunescope.study.plan import build_plan
@@ -24,7 +25,7 @@ def two_stores(bench, tmp_path, **changed):
 def test_merged_stores_of_one_plan_are_one_study(bench, tmp_path):
     two_stores(bench, tmp_path)
     refuse_mixed_plans(bench.store)
-    assert "unchanged since" in design_lines(build_plan(bench.study()), bench.store, None)[0]
+    assert "unchanged since" in design_lines(build_plan(bench.study()), bench.store, DataFolder(bench.data_dir), None)[0]
 
 
 def test_merged_stores_of_different_plans_are_refused(bench, tmp_path):
@@ -36,7 +37,7 @@ def test_merged_stores_of_different_plans_are_refused(bench, tmp_path):
         assert FIRST in text and (kept != FILE or f"{second[:16]}: {FILE} and 1 more" in text)
         (bench.store.root / FILE).unlink(missing_ok=True)
     with pytest.raises(PrerequisiteError, match="run them again"):
-        design_lines(build_plan(bench.study()), bench.store, None)
+        design_lines(build_plan(bench.study()), bench.store, DataFolder(bench.data_dir), None)
 
 
 def test_a_forged_registration_does_not_fit_the_runs(bench):

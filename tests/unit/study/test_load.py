@@ -169,6 +169,11 @@ def test_a_peft_type_that_the_installed_peft_has_not_is_refused_with_the_nearest
     assert "study.methods.lora.adapter.peft_type: the installed PEFT has no 'LROA' (did you mean 'LORA'?); it has ADALORA, " in line
 
 
+def test_a_wrong_peft_type_is_told_beside_what_else_is_wrong_with_its_adapter(tiny):
+    kind, rank = problems(tiny, "methods.lora.adapter.r=0", "methods.lora.adapter.peft_type=LORAA")
+    assert "adapter.r: " in rank and "has no 'LORAA' (did you mean 'LORA'?)" in kind
+
+
 def test_peft_types_are_those_of_the_installed_peft():
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -176,7 +181,7 @@ def test_peft_types_are_those_of_the_installed_peft():
 
 
 def test_without_peft_its_types_are_left_to_training(tiny, monkeypatch):
-    monkeypatch.setattr("tunescope.study.rules.peft_types", lambda: ())
+    monkeypatch.setattr("tunescope.study.peft_types.peft_types", lambda: ())
     assert load_study(str(tiny), ["methods.lora.adapter.peft_type=NEWER"]).study.methods["lora"].adapter.peft_type == "NEWER"
 
 

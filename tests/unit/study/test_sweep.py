@@ -19,7 +19,7 @@ from tunescope.study.sweep import search_step, sweeps
 def exported(name, *overrides):
     file = load_study(name, overrides)
     plan = build_plan(file.study)
-    return file, plan, sweeps(file, plan, name, overrides)
+    return file, plan, sweeps(file, plan.steps, name, overrides)
 
 
 def points(config):
