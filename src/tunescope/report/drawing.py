@@ -1,5 +1,6 @@
 """How figures look and are saved: colour-blind palette, fixed ink, the same bytes for the same data."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,6 +69,13 @@ class Material:
         """(colour, marker, dash) of a method."""
         return looks(self.methods.index(method))
 
+    def arm_look(self, arm: str) -> tuple[str, str, Any]:
+        """(colour, marker, dash) of a serving arm, the same in every figure: full and merged serve the two methods, and look like them."""
+        asked = self.study.serving.arms if self.study.serving else []
+        known = ["full", "merged", "base", "lora_idle", "adapters_1", "adapters_2", "adapters_4"]
+        order = [*dict.fromkeys([*known, *asked, *sorted({r.arm for r in self.findings.serving}), arm])]
+        return looks(order.index(arm))
+
     def primary(self, task: str) -> str:
         """The registered metric of a task."""
         return self.study.analysis.primary_metric.get(task, "accuracy")  # type: ignore[call-overload]
@@ -130,6 +138,24 @@ def percent_axis(ax: Axes, which: str = "y") -> None:
     """Fractions shown as per cent."""
     axis = ax.yaxis if which == "y" else ax.xaxis
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %".replace("-", "−")))
+
+
+def stay_near(ax: Axes, points: Sequence[float], which: str = "y", floor: float = -math.inf) -> None:
+    """Cut an axis that one huge interval would stretch until the points (estimates, limits) cannot be told apart."""
+    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
+    reach = max(max(points) - min(points), 0.25)
+    ends = max(low, min(points) - reach, floor), min(high, max(points) + reach)
+    (ax.set_ylim if which == "y" else ax.set_xlim)(*ends)
+
+
+def mark_cut(ax: Axes, at: float, ends: Sequence[float], colour: str, which: str = "y") -> bool:
+    """An arrow head at each side where the axis cuts an interval; whether there is one."""
+    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
+    cut = [(edge, head) for edge, head, out in ((low, "v<", ends[0] < low), (high, "^>", ends[1] > high)) if out]
+    for edge, head in cut:
+        place = (at, edge) if which == "y" else (edge, at)
+        ax.plot(*place, head[which == "x"], color=colour, ms=5, mew=0, clip_on=False, zorder=4)
+    return bool(cut)
 
 
 def log_axis(ax: Axes, which: str = "x") -> None:
