@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.titlecolor": INK, "legend.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "legend.frameon": False, "lines.linewidth": 1.6,
+    "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER, "legend.frameon": False, "lines.linewidth": 1.6,
     "lines.markersize": 4.5, "errorbar.capsize": 2.5, "text.parse_math": False, "axes.unicode_minus": True,
     "svg.fonttype": "none", "svg.hashsalt": "tunescope", "pdf.fonttype": 42, "figure.dpi": 100, "figure.constrained_layout.use": True,
 }  # fmt: skip
@@ -190,6 +190,7 @@ def inline_svg(chart: Chart) -> str:
     Colours become variables so that one drawing serves light and dark pages.
     """
     root = ET.fromstring(chart.svg)
+    _drop_paper(root)
     _tidy(root, f"{chart.name}-")
     width, height = root.attrib["viewBox"].split()[2:]
     root.attrib = {
@@ -197,6 +198,14 @@ def inline_svg(chart: Chart) -> str:
         "style": f"--w:{float(width):g};aspect-ratio:{float(width):g}/{float(height):g}",
     }  # fmt: skip
     return ET.tostring(root, encoding="unicode")
+
+
+def _drop_paper(root: ET.Element) -> None:
+    """The page is the paper: a sheet of its own would hide the shade that says there is more to scroll to."""
+    for parent in root.iter():
+        for child in [*parent]:
+            if child.attrib.get("id") == "patch_1":
+                parent.remove(child)
 
 
 def _tidy(element: ET.Element, prefix: str) -> None:

@@ -48,6 +48,18 @@ def test_claims_on_what_was_not_learned_are_named_and_not_drawn(published: Publi
     assert "as nothing can be compared there: quality/squad_v2." in found[0].caption and "Not drawn" not in found[1].caption
 
 
+def test_claims_name_verdict_and_margin_and_cut_what_no_overhead_can_be(published: Published) -> None:
+    every = [c.model_copy(update={"interval": (-0.9, 60.0)}) if c.id == "overhead" else c for c in published.findings.claims]
+    chart = claims(Material(published.with_findings(claims=every).findings, published.frames, published.study))
+    quality, *_, serving = chart.figure.axes
+    shown = [c.verdict for c in sorted((c for c in every if c.dimension == "quality"), key=lambda c: c.task is None)]
+    assert [label.get_text().split("\n")[1] for label in quality.get_yticklabels()] == shown
+    margin = next(c.margin for c in every if c.dimension == "quality")
+    assert [note.get_text() for note in quality.texts] == [f"margin ≥ {percent(margin, 0)}"]
+    low, high = serving.get_xlim()
+    assert low >= -1 and high < 3 and any(line.get_marker() == ">" for line in serving.get_lines()) and "Arrow" in chart.caption
+
+
 def test_batch_sizes_stand_under_the_lowest_line_and_above_the_axis(published: Published) -> None:
     latencies = {"base": (300.0, 250.0, 400.0), "merged": (240.0, 200.0, 300.0)}
     rows = [r for r in published.findings.serving if r.arm in latencies]
@@ -153,6 +165,7 @@ def test_inline_svg_is_free_of_clashes_and_of_the_network(drawn: Drawn) -> None:
         assert not any(word in text for word in ("http", "<style", "DejaVu"))
         assert root.attrib["aria-label"] == chart.alt and root.attrib["role"] == "img"
         assert "var(--ink)" in text, "colours follow the page"
+        assert '-patch_1"' not in text, "a sheet of paper would hide the shade of what is still to be scrolled to"
 
 
 def test_labels_are_never_math_and_are_escaped(published: Published, tmp_path: Path) -> None:
