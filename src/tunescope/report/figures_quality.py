@@ -13,7 +13,7 @@ from tunescope.analysis.findings import Claim, TaskRow
 from tunescope.analysis.verdicts import comparable
 
 from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, log_axis, mark_cut, panels, percent_axis, stay_near
-from .wording import decimals, metric_name, percent, percent_interval, plus_minus, task_name
+from .wording import claim_name, decimals, metric_name, percent, percent_interval, plus_minus, task_name
 
 _DIMENSIONS = {"quality": "Quality kept", "drift": "Drift avoided", "overhead": "Serving overhead"}
 _VERDICT_MARK = {"supported": "o", "contradicted": "X", "inconclusive": "D"}
@@ -36,7 +36,7 @@ def claims(material: Material) -> Chart:
         f"claim holds.{' Arrow: the interval goes on beyond the axis; the table has its ends.' if any(cut) else ''}"
     )
     if len(rows) < len(measured):
-        caption += f" Not drawn, as nothing can be compared there: {', '.join(c.id for c in measured if c not in rows)}."
+        caption += f" Not drawn, as nothing can be compared there: {'; '.join(claim_name(c.id) for c in measured if c not in rows)}."
     return Chart("claims", "Claims against their margins", caption, f"Claims: {alt}.", _steps(rows), figure)
 
 

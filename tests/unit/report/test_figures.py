@@ -45,7 +45,7 @@ def test_claims_on_what_was_not_learned_are_named_and_not_drawn(published: Publi
     both = [published.with_findings(claims=c).findings for c in (changed, published.findings.claims)]
     found = [claims(Material(findings, published.frames, published.study)) for findings in both]
     assert ["quality/squad_v2" in chart.alt for chart in found] == [False, True]
-    assert "as nothing can be compared there: quality/squad_v2." in found[0].caption and "Not drawn" not in found[1].caption
+    assert "as nothing can be compared there: quality, SQuAD v2." in found[0].caption and "Not drawn" not in found[1].caption
 
 
 def test_claims_name_verdict_and_margin_and_cut_what_no_overhead_can_be(published: Published) -> None:
