@@ -70,9 +70,9 @@ def _ends(claim: Claim) -> list[float]:
 
 def _margin(ax: Axes, margin: float, *, below: bool) -> None:
     """The margin with its number, and the side where the claim holds shaded."""
+    ax.axvline(margin, color=INK, ls=(0, (4, 2)), lw=1)
     low, high = ax.get_xlim()
     low, high = min(low, margin - 0.06 * (high - low)), max(high, margin + 0.06 * (high - low))
-    ax.axvline(margin, color=INK, ls=(0, (4, 2)), lw=1)
     ax.axvspan(*((low, margin) if below else (margin, high)), color=PALETTE[2], alpha=0.10, lw=0)
     ax.set_xlim(low, high)
     left = margin > (low + high) / 2
