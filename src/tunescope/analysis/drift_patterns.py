@@ -313,9 +313,9 @@ def measures_table(p: Profiles) -> Table:
         lines.append((task, measure, *(v for pair in cells for v in pair)))
     columns = ("task", "measure", *(f"{m} {what}" for m in p.methods for what in ("mean", "sd")))
     note = (
-        "Primary pooling (`token_cosine`: over tokens), whole probe set; output measures have no layer. Similarities fall with drift, "
-        "distances grow. `cka_chance_*`: plain CKA of unrelated rows, exact over permutations; `cka_chance_z`: how many such "
-        "sds plain CKA lies above its mean; being far above says only that base and tuned are related, and is no evidence of preservation."
+        "Primary pooling (token cosine: over tokens), whole probe set; output measures have no layer. Similarities fall with drift, "
+        "distances grow. Chance CKA: plain CKA of unrelated rows, exact over permutations; plain CKA above chance: how many such sds it "
+        "lies above their mean; being far above says only that base and tuned are related, and is no evidence of preservation."
     )
     return table("All measures of drift", columns, _by_task(p, lines), note, p.steps())
 

@@ -1,5 +1,6 @@
 """How figures look and are saved: colour-blind palette, fixed ink, the same bytes for the same data."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.titlecolor": INK, "legend.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "legend.frameon": False, "lines.linewidth": 1.6,
+    "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER, "legend.frameon": False, "lines.linewidth": 1.6,
     "lines.markersize": 4.5, "errorbar.capsize": 2.5, "text.parse_math": False, "axes.unicode_minus": True,
     "svg.fonttype": "none", "svg.hashsalt": "tunescope", "pdf.fonttype": 42, "figure.dpi": 100, "figure.constrained_layout.use": True,
 }  # fmt: skip
@@ -67,6 +68,13 @@ class Material:
     def look(self, method: str) -> tuple[str, str, Any]:
         """(colour, marker, dash) of a method."""
         return looks(self.methods.index(method))
+
+    def arm_look(self, arm: str) -> tuple[str, str, Any]:
+        """(colour, marker, dash) of a serving arm, the same in every figure: full and merged serve the two methods, and look like them."""
+        asked = self.study.serving.arms if self.study.serving else []
+        known = ["full", "merged", "base", "lora_idle", "adapters_1", "adapters_2", "adapters_4"]
+        order = [*dict.fromkeys([*known, *asked, *sorted({r.arm for r in self.findings.serving}), arm])]
+        return looks(order.index(arm))
 
     def primary(self, task: str) -> str:
         """The registered metric of a task."""
@@ -132,6 +140,24 @@ def percent_axis(ax: Axes, which: str = "y") -> None:
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %".replace("-", "−")))
 
 
+def stay_near(ax: Axes, points: Sequence[float], which: str = "y", floor: float = -math.inf) -> None:
+    """Cut an axis that one huge interval would stretch until the points (estimates, limits) cannot be told apart."""
+    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
+    reach = max(max(points) - min(points), 0.25)
+    ends = max(low, min(points) - reach, floor), min(high, max(points) + reach)
+    (ax.set_ylim if which == "y" else ax.set_xlim)(*ends)
+
+
+def mark_cut(ax: Axes, at: float, ends: Sequence[float], colour: str, which: str = "y") -> bool:
+    """An arrow head at each side where the axis cuts an interval; whether there is one."""
+    low, high = ax.get_ylim() if which == "y" else ax.get_xlim()
+    cut = [(edge, head) for edge, head, out in ((low, "v<", ends[0] < low), (high, "^>", ends[1] > high)) if out]
+    for edge, head in cut:
+        place = (at, edge) if which == "y" else (edge, at)
+        ax.plot(*place, head[which == "x"], color=colour, ms=5, mew=0, clip_on=False, zorder=4)
+    return bool(cut)
+
+
 def log_axis(ax: Axes, which: str = "x") -> None:
     """A logarithmic axis with plain numbers (powers of ten would need math text, which is off: labels are not trusted)."""
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
@@ -164,6 +190,7 @@ def inline_svg(chart: Chart) -> str:
     Colours become variables so that one drawing serves light and dark pages.
     """
     root = ET.fromstring(chart.svg)
+    _drop_paper(root)
     _tidy(root, f"{chart.name}-")
     width, height = root.attrib["viewBox"].split()[2:]
     root.attrib = {
@@ -171,6 +198,14 @@ def inline_svg(chart: Chart) -> str:
         "style": f"--w:{float(width):g};aspect-ratio:{float(width):g}/{float(height):g}",
     }  # fmt: skip
     return ET.tostring(root, encoding="unicode")
+
+
+def _drop_paper(root: ET.Element) -> None:
+    """The page is the paper: a sheet of its own would hide the shade that says there is more to scroll to."""
+    for parent in root.iter():
+        for child in [*parent]:
+            if child.attrib.get("id") == "patch_1":
+                parent.remove(child)
 
 
 def _tidy(element: ET.Element, prefix: str) -> None:

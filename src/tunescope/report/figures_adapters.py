@@ -10,9 +10,9 @@ from tunescope.analysis.overhead import launch_rows
 from tunescope.analysis.overhead_scaling import BreakEven, OverheadModel, break_even, overhead_model
 from tunescope.analysis.serving import switching_rows
 from tunescope.analysis.serving_memory import memory_table
-from tunescope.study.arms import arm_name, parse_arm
+from tunescope.study.arms import Arm, arm_name, parse_arm
 
-from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
+from .drawing import INK, MUTED, Chart, Material, NoData, legend_below, looks, panels, percent_axis, stay_near
 from .wording import decimals, percent
 
 MIB = 2**20
@@ -26,9 +26,11 @@ def overhead_adapters(material: Material) -> Chart:
         raise NoData("a line against adapters needs two arms of adapters_1, adapters_2, …, and two launches of both")
     even = break_even(model, spec.overhead_limit)
     figure, (ax,) = panels([""], height=3.2)
-    _line(ax, model)
+    band = _line(ax, model)
+    _launches(ax, model, material)
     ax.axhline(0, color=INK, lw=0.8)
-    ax.axhline(spec.overhead_limit, color=PALETTE[0], ls=(0, (4, 2)), lw=1.2, label=f"limit {percent(spec.overhead_limit, 0)}")
+    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {percent(spec.overhead_limit, 0)}")
+    stay_near(ax, [*(y for _, y in model.points), 0.0, spec.overhead_limit], floor=-1.0)
     _mark(ax, model, even)
     ax.set_xlabel("adapters side by side")
     ax.set_ylabel(f"time per token over {arm_name(spec.overhead_baseline_arm)}")
@@ -37,8 +39,8 @@ def overhead_adapters(material: Material) -> Chart:
     legend_below(figure, ax, 4)
     batches = ", ".join(map(str, sorted({c[0] for c in model.cells})))
     caption = (
-        f"One point a launch, mean over batches of {batches}; line: mean of the launches' own least-squares lines with its "
-        f"pointwise {model.level:.0%} band (t over launches). {even.text}"
+        f"One point a launch, mean over batches of {batches}, those of one number of adapters drawn side by side; line: mean of the "
+        f"launches' own least-squares lines with its pointwise {model.level:.0%} band (t over launches){_beyond(ax, band)}. {even.text}"
     )
     alt = (
         f"Overhead = {percent(model.intercept)} + {percent(model.slope)} an adapter ({percent(model.slope_interval[0])} to "
@@ -48,20 +50,32 @@ def overhead_adapters(material: Material) -> Chart:
     return Chart("overhead_adapters", "Overhead against the number of adapters", caption, alt, steps, figure)
 
 
-def _line(ax: Axes, model: OverheadModel) -> None:
+def _launches(ax: Axes, model: OverheadModel, material: Material) -> None:
+    """A point a launch; those of one arm side by side, in a fixed order, so that they can be told."""
+    fewest, most = model.fitted_range
+    for n in sorted({n for n, _ in model.points}):
+        colour, marker, _ = material.arm_look(f"adapters_{n}")
+        mine = [y for k, y in model.points if k == n]
+        aside = np.linspace(-0.02, 0.02, len(mine)) * (most - fewest)
+        ax.plot(n + aside, mine, marker, color=colour, ms=4.5, alpha=0.8, mew=0, label=f"{arm_name(f'adapters_{n}')}, a launch")
+
+
+def _line(ax: Axes, model: OverheadModel) -> tuple[float, float]:
+    """The fitted line with its band, in no arm's colour; returns the band's ends."""
     from scipy import stats
 
-    low, high = model.fitted_range
-    colour, marker, _ = looks(1)
-    counts = np.array([n for n, _ in model.points], float)
-    # Launches of one number of adapters side by side, in a fixed order, so that they can be told.
-    aside = np.concatenate([np.linspace(-0.05, 0.05, int(c)) for c in np.unique(counts, return_counts=True)[1]]) * (high - low) * 0.4
-    ax.plot(counts + aside, [y for _, y in model.points], marker, color=colour, ms=4, alpha=0.55, ls="", mew=0, label="one launch")
-    x = np.linspace(low, high, 50)
+    x = np.linspace(*model.fitted_range, 50)
     y, v = model.intercept + model.slope * x, np.array(model.covariance)
     half = float(stats.t.ppf((1 + model.level) / 2, model.df)) * np.sqrt(np.maximum(v[0, 0] + 2 * x * v[0, 1] + x**2 * v[1, 1], 0))
-    ax.plot(x, y, color=colour, lw=1.6, label="fitted line")
-    ax.fill_between(x, y - half, y + half, color=colour, alpha=0.18, lw=0, label=f"{model.level:.0%} band")
+    ax.plot(x, y, color=MUTED, lw=1.6, label="fitted line")
+    ax.fill_between(x, y - half, y + half, color=MUTED, alpha=0.18, lw=0, label=f"{percent(model.level, 0)} band")
+    return float(min(y - half)), float(max(y + half))
+
+
+def _beyond(ax: Axes, band: tuple[float, float]) -> str:
+    """That the axis cuts the band, with its ends."""
+    low, high = ax.get_ylim()
+    return "" if low <= band[0] and band[1] <= high else f", which goes on beyond the axis, to {percent(band[0])} and {percent(band[1])}"
 
 
 def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
@@ -75,25 +89,33 @@ def _mark(ax: Axes, model: OverheadModel, even: BreakEven) -> None:
 
 
 def memory(material: Material) -> Chart:
-    """Weights with slots, what slots add, and cache, against the number of models served."""
+    """Weights with slots, what slots add, and cache, against the number of adapters (or merged engines) served."""
     lines = memory_table(launch_rows(material.frames))
     if not any(line["max_loras"] for line in lines):
         raise NoData("no launch with adapters has said what its engine holds")
     shown = [(title, key, unit) for title, key, unit in _HELD if any(line[key] is not None for line in lines)]
     figure, axes = panels([title for title, _, _ in shown], height=2.9)
     for ax, (_, key, unit) in zip(axes, shown, strict=True):
-        _held(ax, lines, key, unit)
+        _held(ax, lines, key, unit, material)
     legend_below(figure, axes, 4)
     each = "; ".join(f"{arm_name(x['arm'])} {size} MiB a slot" for x in lines if (size := _slot(x)))
     off = max(x["rounding"] for x in lines) / MIB
     alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 0 if off else 1)} MiB" for x in lines)
     rounded = f"; the engine's log rounds to ±{off:.0f} MiB" if off else ""
+    slots = "; ".join(f"{arm_name(x['arm'])}: {x['max_loras']}" for x in lines if x["max_loras"])
     cached = any(key == "cache_tokens" for _, key, _ in shown)
     caption = (
-        "Medians over launches, as the engine reports them, against merged engines or adapter slots; slots are set aside before any "
-        f"adapter is loaded{rounded}. {'' if cached else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
+        f"Medians over launches, as the engine reports them{rounded}. Slots are set aside before any adapter is loaded, and take their "
+        f"memory unused too (slots held by {slots}). {'' if cached else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
     )
-    return Chart("serving_memory", "Memory by number of models served", caption, f"{alt}.", tuple(material.frames.of_kind("serve")), figure)
+    return Chart(
+        "serving_memory",
+        "Memory by number of adapters or merged engines",
+        caption,
+        f"{alt}.",
+        tuple(material.frames.of_kind("serve")),
+        figure,
+    )
 
 
 def _slot(line: dict[str, Any]) -> str:
@@ -110,31 +132,31 @@ _HELD = (
 )
 
 
-def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float) -> None:
-    """One panel: a quantity against the number of models served, a line per way of serving."""
-    for k, (label, mine) in enumerate(_ways_of_serving(lines)):
-        colour, marker, dash = looks(k)
-        known = [(x, line[key] / unit) for x, line in mine if line[key] is not None]
-        if known:
-            ax.plot(*zip(*known, strict=True), color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
-    ticks = sorted({x for _, mine in _ways_of_serving(lines) for x, _ in mine})
-    ax.set_xlabel("models served")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(t) for t in ticks])
-    ax.minorticks_off()
+def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float, material: Material) -> None:
+    """One panel: a quantity of each arm against what it serves; a line joins arms that differ in that number alone."""
+    known = [(arm, line[key] / unit) for line in lines if not (arm := parse_arm(line["arm"])).switches and line[key] is not None]
+    ticks = sorted({_served(parse_arm(line["arm"])) for line in lines})
+    places = {arm: ticks.index(n) + aside for n in ticks for arm, aside in _side_by_side([arm for arm, _ in known if _served(arm) == n])}
+    for alike in (lambda a: a.model == "merged", lambda a: a.side_by_side, lambda a: a.narrow and a.adapters == a.slots):
+        joined = sorted((places[arm], y) for arm, y in known if alike(arm))
+        ax.plot([x for x, _ in joined], [y for _, y in joined], color=MUTED, lw=1, zorder=1)
+    for arm, y in known:
+        colour, marker, _ = material.arm_look(arm.name)
+        ax.plot(places[arm], y, marker, color=colour, ms=5.5, ls="", label=arm.words)
+    ax.set_xlabel("adapters or merged engines served")
+    ax.set_xticks(range(len(ticks)), [str(t) for t in ticks])
+    ax.set_xlim(-0.4, len(ticks) - 0.6)
     ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None) or 1)
 
 
-def _ways_of_serving(lines: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
-    """(label, [(models served, memory line)]) of the lines of the figure."""
-    known = [(parse_arm(line["arm"]), line) for line in lines]
-    enabled = [(arm, line) for arm, line in known if arm.lora and not arm.switches]
-    groups = {
-        "merged engines": [(arm.engines, line) for arm, line in known if arm.model == "merged"],
-        "one engine, all layers wrapped": [(line["max_loras"], line) for arm, line in enabled if not arm.narrow],
-        "one engine, only the adapters' modules": [(line["max_loras"], line) for arm, line in enabled if arm.narrow],
-    }
-    return [(label, sorted(mine, key=lambda m: m[0])) for label, mine in groups.items() if mine]
+def _side_by_side(arms: Sequence[Arm]) -> list[tuple[Arm, float]]:
+    """Each arm with its distance from the tick they share."""
+    return [(arm, 0.14 * (k - (len(arms) - 1) / 2)) for k, arm in enumerate(arms)]
+
+
+def _served(arm: Arm) -> int:
+    """Merged engines, or adapters in use; an engine of the base, and one with nothing but empty slots, serve none."""
+    return arm.engines if arm.model == "merged" else arm.adapters
 
 
 def switching(material: Material) -> Chart:
@@ -143,8 +165,9 @@ def switching(material: Material) -> Chart:
     if not rows:
         raise NoData("no switching launch is finished yet (arm `switching`)")
     figure, (ax,) = panels([""], height=3)
+    colour, _, _ = material.arm_look("switching")
     for k, tier in enumerate(dict.fromkeys(r["tier"] for r in rows)):
-        colour, marker, dash = looks(k)
+        _, marker, dash = looks(k)
         mine = sorted((r for r in rows if r["tier"] == tier), key=lambda r: r["switch_every"])
         if tier == "one adapter":
             ax.axhline(mine[0]["ms_per_request"], color=MUTED, lw=1, ls=(0, (4, 2)), label="one adapter, no switch")

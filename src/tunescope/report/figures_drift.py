@@ -94,7 +94,8 @@ def heatmap(material: Material) -> Chart:
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
         bar.set_label("drift (1 − CKA)")
         bar.outline.set_visible(False)  # type: ignore[operator]
-    caption = "Layer 0 is the embedding output; mean over seeds. Columns are the probed steps, not spaced in time; one colour scale."
+    caption = "Layer 0 is the embedding output. " if (frame.layer == 0).any() else "Layers are decoder blocks, 1 the first. "
+    caption += "Mean over seeds. Columns are the probed steps, not spaced in time; one colour scale."
     return Chart("drift_heatmap", "Drift by layer and step", caption, f"{'; '.join(said)}.", _steps(frame), figure)
 
 

@@ -1,6 +1,8 @@
 """Figures of quality: the claims against their margins, scores by method and task, training curves, what quality costs."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from tunescope.analysis.findings import Claim, TaskRow
 from tunescope.analysis.verdicts import comparable
 
-from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, log_axis, panels, percent_axis
-from .wording import decimals, metric_name, percent, percent_interval, plus_minus, task_name
+from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, log_axis, mark_cut, panels, percent_axis, stay_near
+from .wording import claim_name, decimals, metric_name, percent, percent_interval, plus_minus, task_name
 
 _DIMENSIONS = {"quality": "Quality kept", "drift": "Drift avoided", "overhead": "Serving overhead"}
 _VERDICT_MARK = {"supported": "o", "contradicted": "X", "inconclusive": "D"}
@@ -25,53 +27,58 @@ def claims(material: Material) -> Chart:
     if not rows:
         raise NoData("no claim has an estimate yet" if not measured else "full fine-tuning beats its baselines on no task")
     present = [d for d in _DIMENSIONS if any(c.dimension == d for c in rows)]
-    figure, axes = panels([_DIMENSIONS[d] for d in present], height=2.5)
-    for ax, dimension in zip(axes, present, strict=True):
-        _forest(ax, [c for c in rows if c.dimension == dimension])
+    shown = [sorted((c for c in rows if c.dimension == d), key=lambda c: c.task is None) for d in present]
+    figure, axes = panels([_DIMENSIONS[d] for d in present], height=max(2.5, 1 + 0.45 * max(map(len, shown))))
+    cut = [_forest(ax, mine) for ax, mine in zip(axes, shown, strict=True)]
     alt = "; ".join(f"{c.id} {percent(c.estimate)} {percent_interval(c.interval)} against {percent(c.margin)}: {c.verdict}" for c in rows)
     caption = (
-        "Estimates with intervals against the registered margins (dashed). The shaded side is where a claim holds; an interval far wider "
-        "than the distances shown runs out of its panel (the table has its limits). "
-        "Circle: supported; diamond: inconclusive; cross: contradicted."
+        "Estimates with intervals against the registered margins (dashed), with each verdict under its name. The shaded side is where a "
+        f"claim holds.{' Arrow: the interval goes on beyond the axis; the table has its ends.' if any(cut) else ''}"
     )
     if len(rows) < len(measured):
-        caption += f" Not drawn, as nothing can be compared there: {', '.join(c.id for c in measured if c not in rows)}."
+        caption += f" Not drawn, as nothing can be compared there: {'; '.join(claim_name(c.id) for c in measured if c not in rows)}."
     return Chart("claims", "Claims against their margins", caption, f"Claims: {alt}.", _steps(rows), figure)
 
 
-def _forest(ax: Axes, rows: Sequence[Claim]) -> None:
-    rows = sorted(rows, key=lambda c: c.task is None)
+def _forest(ax: Axes, rows: Sequence[Claim]) -> bool:
+    """A panel of claims with one margin, the verdict in words beside each; whether an interval is cut."""
     names = [task_name(c.task) if c.dimension != "overhead" else "registered arms" for c in rows]
-    below = rows[0].dimension == "overhead"
+    overhead, margin = rows[0].dimension == "overhead", rows[0].margin
     for y, claim in enumerate(rows):
-        estimate = float(claim.estimate or 0.0)
-        low, high = (estimate if x is None else x for x in claim.interval or (None, None))
         strong = claim.task is None
-        ax.plot([low, high], [y, y], color=PALETTE[1], lw=2.6 if strong else 1.6, solid_capstyle="butt")
-        ax.plot(estimate, y, _VERDICT_MARK[claim.verdict], color=PALETTE[1], ms=7 if strong else 5.5)
-    margin = rows[0].margin
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.plot(_ends(claim), [y, y], color=PALETTE[1], lw=2.6 if strong else 1.6, solid_capstyle="butt")
+        ax.plot(claim.estimate or 0.0, y, _VERDICT_MARK[claim.verdict], color=PALETTE[1], ms=7 if strong else 5.5)
+    ax.set_ylim(len(rows) - 0.1, -0.6)  # room for the margin's number under the last row
     ax.margins(x=0.12)
     if margin is not None:
-        ax.axvline(margin, color=INK, ls=(0, (4, 2)), lw=1)
-        low, high = ax.get_xlim()
-        low, high = min(low, margin - 0.06 * (high - low)), max(high, margin + 0.06 * (high - low))
-        ax.axvspan(*((low, margin) if below else (margin, high)), color=PALETTE[2], alpha=0.10, lw=0)
-        ax.set_xlim(low, high)
-    _stay_near(ax, [float(c.estimate or 0.0) for c in rows], margin)
-    ax.set_yticks(range(len(rows)), names)
+        _margin(ax, margin, below=overhead)
+    points = [float(c.estimate or 0.0) for c in rows] + ([] if margin is None else [margin])
+    stay_near(ax, points, "x", -1.0 if overhead else -math.inf)
+    ax.set_yticks(range(len(rows)), [f"{name}\n{claim.verdict}" for name, claim in zip(names, rows, strict=True)])
     ax.grid(axis="x")
     ax.grid(axis="y", visible=False)
-    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     percent_axis(ax, "x")
+    cut = [mark_cut(ax, y, _ends(claim), PALETTE[1], "x") for y, claim in enumerate(rows)]
+    return any(cut)
 
 
-def _stay_near(ax: Axes, estimates: Sequence[float], margin: float | None) -> None:
-    """Cut a panel that one huge interval would make unreadable: estimates and margin stay apart."""
-    points = [*estimates, *([] if margin is None else [margin])]
-    reach = 2 * max(max(points) - min(points), 0.25)
+def _ends(claim: Claim) -> list[float]:
+    """The interval; the estimate stands for an end that is not known."""
+    return [float((claim.estimate or 0.0) if x is None else x) for x in claim.interval or (None, None)]
+
+
+def _margin(ax: Axes, margin: float, *, below: bool) -> None:
+    """The margin with its number, and the side where the claim holds shaded."""
+    ax.axvline(margin, color=INK, ls=(0, (4, 2)), lw=1)
     low, high = ax.get_xlim()
-    ax.set_xlim(max(low, min(points) - reach), min(high, max(points) + reach))
+    low, high = min(low, margin - 0.06 * (high - low)), max(high, margin + 0.06 * (high - low))
+    ax.axvspan(*((low, margin) if below else (margin, high)), color=PALETTE[2], alpha=0.10, lw=0)
+    ax.set_xlim(low, high)
+    left = margin > (low + high) / 2
+    at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (-3 if left else 3, 3), "textcoords": "offset points"}
+    text = f"margin {'≤' if below else '≥'} {percent(margin, 0)}"
+    ax.annotate(text, (margin, 0), **at, ha="right" if left else "left", va="bottom", fontsize=7.5)
 
 
 def performance(material: Material) -> Chart:

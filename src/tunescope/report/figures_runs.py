@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .drawing import INK, MUTED, Chart, Material, NoData, legend_below, panels
-from .wording import decimals, task_name
+from .wording import decimals, metric_name, task_name
 
 
 def _statistic(material: Material, name: str, lacking: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -111,15 +111,12 @@ def correlations(material: Material) -> Chart:
     if len(varying) < 2:
         raise NoData(lacking)
     matrix = table.loc[varying, varying].to_numpy()
-    names = [_UNITS.get(n, n.replace("_", " ")) for n in varying]
+    names = [metric_name(n) for n in varying]
     figure, (ax,) = panels([""], width=5.2, height=3.9)
     _matrix(ax, matrix, names)
     said = [f"{a} with {b} {decimals(float(matrix[i, j]), 2)}" for i, a in enumerate(names) for j, b in enumerate(names) if i < j]
     caption = "Pearson correlations over final runs of both methods, task means removed; a contrast between methods shows up here too."
     return Chart("correlations", "How the run scalars go together", caption, f"{'; '.join(said)}.", steps, figure)
-
-
-_UNITS = {"wall_s": "wall time"}
 
 
 def _matrix(ax: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 from tunescope.analysis.findings import ServingRow
 from tunescope.study.arms import arm_name, parse_arm
 
-from .drawing import INK, PALETTE, Chart, Material, NoData, legend_below, looks, panels, percent_axis
+from .drawing import INK, Chart, Material, NoData, legend_below, mark_cut, panels, percent_axis, stay_near
 from .wording import decimals, percent, percent_interval
 
 
@@ -38,14 +38,16 @@ def overhead(material: Material) -> Chart:
         raise NoData(f"no serving cell can be compared with the {spec.overhead_baseline_arm} arm")
     sizes, arms = sorted({r.batch_size for r in rows}), _arms(rows, material)
     figure, (ax,) = panels([""], height=3.2)
-    for k, arm in enumerate(arms):
-        colour, marker, _ = looks(k + 1)
-        mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
-        x = [sizes.index(r.batch_size) + (k - (len(arms) - 1) / 2) * 0.7 / len(arms) for r in mine]
-        y = [float(r.ratio_to_baseline or 1) - 1 for r in mine]
-        ax.errorbar(x, y, yerr=[*zip(*map(_reach, mine), strict=True)], fmt=marker, color=colour, ms=5.5, lw=1.4, label=arm_name(arm))
+    place = {(r.arm, r.batch_size): sizes.index(r.batch_size) + (arms.index(r.arm) - (len(arms) - 1) / 2) * 0.7 / len(arms) for r in rows}
+    for arm in arms:
+        colour, marker, _ = material.arm_look(arm)
+        mine = [r for r in rows if r.arm == arm]
+        x, y, reach = [place[r.arm, r.batch_size] for r in mine], [*map(_extra, mine)], [*zip(*map(_reach, mine), strict=True)]
+        ax.errorbar(x, y, yerr=reach, fmt=marker, color=colour, ms=5.5, lw=1.4, label=arm_name(arm))
     ax.axhline(0, color=INK, lw=0.8)
-    ax.axhline(spec.overhead_limit, color=PALETTE[0], ls=(0, (4, 2)), lw=1.2, label=f"limit {percent(spec.overhead_limit, 0)}")
+    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {percent(spec.overhead_limit, 0)}")
+    stay_near(ax, [*map(_extra, rows), 0.0, spec.overhead_limit], floor=-1.0)
+    cut = [mark_cut(ax, place[r.arm, r.batch_size], _ends(r), material.arm_look(r.arm)[0]) for r in rows]
     ax.set_xticks(range(len(sizes)), [f"batch {b}" for b in sizes])
     ax.set_ylabel(f"time per token over {arm_name(spec.overhead_baseline_arm)}")
     percent_axis(ax)
@@ -54,6 +56,7 @@ def overhead(material: Material) -> Chart:
     caption = (
         f"Extra time per token over the {arm_name(spec.overhead_baseline_arm)} arm, prompts of {rows[0].prompt_length} tokens, "
         f"{rows[0].sampling}{_pairs(rows)}; dashed: the registered limit."
+        f"{' Arrow: the interval goes on beyond the axis; the table of cells has its ends.' if any(cut) else ''}"
     )
     return Chart("overhead", "Serving overhead by arm and batch", caption, f"Overhead: {alt}.", _steps(rows), figure)
 
@@ -83,6 +86,12 @@ def _reach(row: ServingRow) -> tuple[float, float]:
     return max(ratio - low, 0.0), max(high - ratio, 0.0)
 
 
+def _ends(row: ServingRow) -> tuple[float, float]:
+    """The interval of the extra time."""
+    below, above = _reach(row)
+    return _extra(row) - below, _extra(row) + above
+
+
 def scaling(material: Material) -> Chart:
     """Time per token, throughput and request latency against the batch size, a line per arm."""
     rows = _rows(material)
@@ -92,7 +101,7 @@ def scaling(material: Material) -> Chart:
     for k, arm in enumerate(arms):
         mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
         apart = 0.6 * (k - (len(arms) - 1) / 2) / len(arms)  # so that bars can be told
-        _arm_lines(axes, mine, [sizes.index(r.batch_size) + apart for r in mine], k)
+        _arm_lines(axes, mine, [sizes.index(r.batch_size) + apart for r in mine], material.arm_look(arm))
     for ax in axes:
         ax.set_xticks(range(len(sizes)), [str(b) for b in sizes])
         ax.set_xlabel("batch size")
@@ -117,8 +126,8 @@ def latency_throughput(material: Material) -> Chart:
         raise NoData("no serving cell has request latencies")
     figure, (ax,) = panels([""], height=3.4)
     numbered = _lowest(rows)
-    for k, arm in enumerate(_arms(rows, material)):
-        colour, marker, dash = looks(k)
+    for arm in _arms(rows, material):
+        colour, marker, dash = material.arm_look(arm)
         mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
         x, y = [r.tokens_per_s_median for r in mine], [float(r.latency_p50_ms or 0) for r in mine]
         ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=4, lw=1, label=arm_name(arm))
@@ -132,7 +141,7 @@ def latency_throughput(material: Material) -> Chart:
         shown = "25" if high / low > 5 else "23456789"  # a short axis would hardly have a number
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         axis.set_minor_formatter(FuncFormatter(lambda v, _, shown=shown: f"{v:,.0f}" if f"{v:.0e}"[0] in shown else ""))
-        axis.set_tick_params(which="both", labelsize=7)
+        axis.set_tick_params(which="both", labelsize=7, length=3, pad=3.5)  # alike, or labels of the two stand at two heights
     ax.set_xlabel("throughput (output tokens per s)")
     ax.set_ylabel("request latency p50 (ms)")
     legend_below(figure, ax, 4)
@@ -155,8 +164,8 @@ def _lowest(rows: Sequence[ServingRow]) -> str:
     return min(latencies, key=lambda arm: (-len(latencies[arm]), sum(latencies[arm])))
 
 
-def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], k: int) -> None:
-    colour, marker, dash = looks(k)
+def _arm_lines(axes: Sequence[Axes], rows: Sequence[ServingRow], sizes: Sequence[float], look: tuple[str, str, Any]) -> None:
+    colour, marker, dash = look
     options: dict[str, Any] = {"color": colour, "marker": marker, "ls": dash, "ms": 4, "lw": 1, "label": arm_name(rows[0].arm)}
     axes[0].errorbar(sizes, [r.ms_per_token_median for r in rows], yerr=[r.ms_per_token_mad or 0.0 for r in rows], **options)
     axes[1].plot(sizes, [r.tokens_per_s_median for r in rows], **options)

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from tunescope.analysis.findings import BaselineRow, Claim, CostRow, Findings, ServingRow, TaskRow
 from tunescope.analysis.verdicts import comparable, said
 from tunescope.study.arms import arm_name
 
 from . import wording as w
 from .tables_statistics import disagreements_table, statistics_tables
-from .tabular import Format, Table, table_of
+from .tabular import Format, Row, Table, table_of
 
 
 def build_tables(findings: Findings, candidate: str = "lora") -> dict[str, Table]:
@@ -64,10 +66,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 
 def master_table(rows: Sequence[TaskRow], overhead: Claim | None, candidate: str) -> Table:
-    """Method x task: quality, drift, serving overhead, parameters, the selected setting."""
+    """Method x task: quality, drift, parameters, the selected setting; the study's one serving overhead in a row of its own."""
     rows = [r for r in rows if r.n_seeds]
-    extra = overhead if overhead is not None and overhead.estimate is not None else None
-    rows = [r.model_copy(update={"steps": sorted({*r.steps, *extra.steps})}) if extra and r.method == candidate else r for r in rows]
     formats: list[Format] = [
         ("Task", lambda r: w.task_name(r.task)),
         ("Method", lambda r: r.method),
@@ -77,15 +77,29 @@ def master_table(rows: Sequence[TaskRow], overhead: Claim | None, candidate: str
         ("Interval", lambda r: w.percent_interval(r.quality_interval)),
         ("Other metrics", _other_metrics),
         ("Drift", lambda r: w.plus_minus(r.drift_mean, r.drift_sd) + (" (saturated)" if r.drift_saturated else "")),
-        ("Overhead", lambda r: w.percent(extra.estimate, sign=True) if extra and r.method == candidate else w.NONE),
         ("Trainable", lambda r: w.count(r.trainable_parameters)),
         ("Share", lambda r: w.percent(r.trainable_share, 0 if r.trainable_share == 1 else None)),
         ("Rate, batch", lambda r: w.NONE if r.learning_rate is None else f"{w.exact(r.learning_rate)}, {w.count(r.batch_size)}"),
     ]
     note = "Quality and drift: mean ± standard deviation over seeds. Interval: 90 %, over seeds and examples. Drift: 1 − debiased CKA."
-    note += f" Overhead: {extra.estimate_name}, one figure for the study, not per task." if extra else ""
-    return table_of(
+    found = table_of(
         "master", "Quality, drift and cost by task and method", rows, formats, ("Task", "Method", "Metric", "Other metrics"), note
+    )
+    return found if overhead is None or overhead.estimate is None or not rows else _with_overhead(found, overhead, candidate)
+
+
+def _with_overhead(table: Table, claim: Claim, candidate: str) -> Table:
+    """The table with a column for the overhead and a last row that has it, in the CSV too: it is one figure, not one per task."""
+    columns = (*table.columns, "Overhead")
+    told = {"Task": w.task_name(None), "Method": candidate, "Overhead": w.percent(claim.estimate, sign=True)}
+    last = Row(tuple(told.get(c, w.NONE) for c in columns), tuple(claim.steps))
+    values = {"task": "all", "method": candidate, "overhead": claim.estimate, "steps": "; ".join(claim.steps)}
+    return replace(
+        table,
+        columns=columns,
+        rows=(*(replace(row, cells=(*row.cells, w.NONE)) for row in table.rows), last),
+        note=f"{table.note} Overhead: {claim.estimate_name}, one figure for the study.",
+        data=pd.concat([table.data.astype(object), pd.DataFrame([values], dtype=object)], ignore_index=True),
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from tunescope.study.arms import arm_name
+
 from . import wording as w
 from .tabular import Row, Table
 
@@ -58,7 +60,7 @@ def _concerns(parts: list[str], named: Mapping[str, str]) -> bool:
 
 
 def _heading(column: str) -> str:
-    text = column.replace("_", " ")
+    text = w.metric_name(column)
     symbol = text.split(" ")[0] in ("p", "d", "r", "n", "df", "sd")
     return "I²" if text == "I2" else text if symbol or not text else text[0].upper() + text[1:]
 
@@ -83,11 +85,14 @@ def value_text(column: str, value: Any) -> str:
 
 
 def _words(column: str, text: str) -> str:
-    """Tasks and claims by their names, sentences with the page's signs."""
-    if column == "task":
+    """Tasks, claims, measures and scalars by their names, sentences with the page's signs."""
+    if column.endswith("task"):
         return w.task_name(text)
-    dimension, _, task = text.partition("/")
-    return f"{dimension}, {w.task_name(None if task == 'all' else task)}" if column == "claim" and task else w.prose(text)
+    if column in ("measure", "metric", "condition", ""):
+        return w.metric_name(text)
+    if column == "arm":
+        return arm_name(text)
+    return w.claim_name(text) if column == "claim" else w.prose(text)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,14 @@ NONE = "–"
 MINUS = "−"
 SPACE = "\u00a0"
 """No-break space between a number and its unit."""
-METRICS = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match"}
+WORDS = {
+    "f1": "F1", "has_ans_f1": "F1 (answerable)", "has_ans_exact": "exact match (answerable)", "no_ans_accuracy": "accuracy (unanswerable)",
+    "wall_s": "wall time (s)", "d_z": "effect size d_z", "cka_debiased": "debiased CKA", "cka_plain": "plain CKA",
+    "cka_drift_debiased": "drift (1 − debiased CKA)", "cka_drift_plain": "1 − plain CKA", "cka_standard_error": "standard error of CKA",
+    "cka_chance_mean": "chance CKA, mean", "cka_chance_sd": "chance CKA, sd", "cka_chance_z": "plain CKA above chance (sds)",
+    "next_token_kl": "KL of the next token",
+}  # fmt: skip
+"""Names of metrics, measures and scalars as people read them; the others only lose their underscores. CSV files keep the names."""
 
 
 def task_name(task: str | None) -> str:
@@ -22,8 +29,14 @@ def task_name(task: str | None) -> str:
 
 
 def metric_name(name: str) -> str:
-    """A metric in words."""
-    return METRICS.get(name, name.replace("_", " "))
+    """A metric, measure or scalar of a run in words."""
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def claim_name(claim: str) -> str:
+    """The id of a claim in words: `quality, MRPC`."""
+    dimension, _, task = claim.partition("/")
+    return f"{dimension}, {task_name(None if task == 'all' else task)}" if task else dimension
 
 
 def missing(value: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunescope.analysis.findings import Reason
-from tunescope.report.drawing import Material, inline_svg, save, style
+from tunescope.report.drawing import Chart, Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
 from tunescope.report.figures_quality import claims, performance
 from tunescope.report.figures_serving import latency_throughput, overhead
@@ -45,7 +45,19 @@ def test_claims_on_what_was_not_learned_are_named_and_not_drawn(published: Publi
     both = [published.with_findings(claims=c).findings for c in (changed, published.findings.claims)]
     found = [claims(Material(findings, published.frames, published.study)) for findings in both]
     assert ["quality/squad_v2" in chart.alt for chart in found] == [False, True]
-    assert "as nothing can be compared there: quality/squad_v2." in found[0].caption and "Not drawn" not in found[1].caption
+    assert "as nothing can be compared there: quality, SQuAD v2." in found[0].caption and "Not drawn" not in found[1].caption
+
+
+def test_claims_name_verdict_and_margin_and_cut_what_no_overhead_can_be(published: Published) -> None:
+    every = [c.model_copy(update={"interval": (-0.9, 60.0)}) if c.id == "overhead" else c for c in published.findings.claims]
+    chart = claims(Material(published.with_findings(claims=every).findings, published.frames, published.study))
+    quality, *_, serving = chart.figure.axes
+    shown = [c.verdict for c in sorted((c for c in every if c.dimension == "quality"), key=lambda c: c.task is None)]
+    assert [label.get_text().split("\n")[1] for label in quality.get_yticklabels()] == shown
+    margin = next(c.margin for c in every if c.dimension == "quality")
+    assert [note.get_text() for note in quality.texts] == [f"margin ≥ {percent(margin, 0)}"]
+    low, high = serving.get_xlim()
+    assert low >= -1 and high < 3 and any(line.get_marker() == ">" for line in serving.get_lines()) and "Arrow" in chart.caption
 
 
 def test_batch_sizes_stand_under_the_lowest_line_and_above_the_axis(published: Published) -> None:
@@ -60,6 +72,46 @@ def test_batch_sizes_stand_under_the_lowest_line_and_above_the_axis(published: P
     assert [(note.get_text(), note.xy[1]) for note in ax.texts] == [("1", 240.0), ("2", 200.0), ("4", 300.0)]
     assert all(axis.y0 < note.get_window_extent().y0 and axis.x0 < note.get_window_extent().x0 for note in ax.texts)
     assert "numbers under the line of merged are batch sizes" in chart.caption
+
+
+def test_an_arm_looks_alike_in_every_figure_and_full_as_in_the_quality_figures(published: Published, drawn: Drawn) -> None:
+    words = {arm_name(r.arm): r.arm for r in published.findings.serving}
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for name in ("overhead", "overhead_adapters", "serving_scaling", "latency_throughput", "serving_memory"):
+        for ax in drawn.charts[name].figure.axes:
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+                line = getattr(handle, "lines", [handle])[0]
+                if (arm := label.removesuffix(", a launch")) in words:
+                    seen.setdefault(words[arm], set()).add((line.get_color(), line.get_marker()))
+    assert {"base", "merged", "adapters_2"} <= set(seen) and all(len(looks) == 1 for looks in seen.values()), seen
+    material = Material(published.findings, published.frames, published.study)
+    assert material.arm_look("full") == material.look("full") and material.arm_look("merged") == material.look("lora")
+
+
+def test_a_huge_interval_is_cut_with_an_arrow_and_leaves_estimates_and_limit_apart(published: Published) -> None:
+    def drawn_with(high: float) -> Chart:
+        rows = [
+            r.model_copy(update={"ratio_to_baseline": 1.5, "ratio_interval": (1.2, high), "ratio_launches": 2})
+            for r in published.findings.serving
+            if r.ratio_to_baseline is not None
+        ]
+        return overhead(Material(published.with_findings(serving=rows).findings, published.frames, published.study))
+
+    (wide,), (near,) = drawn_with(140.0).figure.axes, drawn_with(1.7).figure.axes
+    assert wide.get_ylim()[0] >= -1 and wide.get_ylim()[1] == 1.0, "the span of 0 to 50 % above the estimate"
+    assert any(line.get_marker() == "^" and line.get_ydata()[0] == 1.0 for line in wide.get_lines()) and near.get_ylim()[1] > 0.7
+    assert ["Arrow" in drawn_with(high).caption for high in (140.0, 1.7)] == [True, False]
+
+
+def test_memory_stands_at_the_adapters_in_use_and_names_the_slots(drawn: Drawn) -> None:
+    chart = drawn.charts["serving_memory"]
+    ax = chart.figure.axes[0]
+    ticks = [int(tick.get_text()) for tick in ax.get_xticklabels()]
+    found = {
+        line.get_label(): ticks[round(float(line.get_xdata()[0]))] for line in ax.get_lines() if not str(line.get_label()).startswith("_")
+    }
+    assert found.items() >= {"base": 0, "merged": 1, "2 adapters": 2}.items(), found
+    assert re.search(r"unused too .*2 adapters: \d", chart.caption)
 
 
 def test_the_caption_of_overhead_says_what_its_intervals_rest_on(published: Published) -> None:
@@ -113,6 +165,7 @@ def test_inline_svg_is_free_of_clashes_and_of_the_network(drawn: Drawn) -> None:
         assert not any(word in text for word in ("http", "<style", "DejaVu"))
         assert root.attrib["aria-label"] == chart.alt and root.attrib["role"] == "img"
         assert "var(--ink)" in text, "colours follow the page"
+        assert '-patch_1"' not in text, "a sheet of paper would hide the shade of what is still to be scrolled to"
 
 
 def test_labels_are_never_math_and_are_escaped(published: Published, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables as LaTeX and CSV."""
 
 import re
+from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from tunescope.report.latex import escape, latex, write_tables
 from tunescope.report.tables import baselines_table, build_tables, costs_table, serving_table
 from tunescope.report.tables_statistics import disagreements_table, statistics_tables, value_text
 from tunescope.report.tabular import Row, Table
+from tunescope.report.wording import percent
 
 from .conftest import Published
 
@@ -114,11 +116,24 @@ def test_merging_in_bf16_is_shown(published: Published) -> None:
     assert table["rows"] and all([row[k] for k in at] == [0.995, 0.001] for row in table["rows"])
 
 
-def test_overhead_stands_only_with_the_candidate_and_carries_the_serve_step(tables: dict[str, Table]) -> None:
+def test_overhead_is_one_row_with_the_serve_step_on_the_page_and_in_the_csv(tables: dict[str, Table], published: Published) -> None:
     table = tables["master"]
     place = table.columns.index("Overhead")
-    for row in table.rows:
-        assert (row.cells[place] != "–") == (row.cells[1] == "lora") == ("serve" in row.steps)
+    *runs, last = table.rows
+    assert {row.cells[place] for row in runs} == {"–"} and not any("serve" in row.steps for row in runs)
+    estimate = next(c.estimate for c in published.findings.claims if c.dimension == "overhead")
+    assert last.cells[:2] == ("all tasks", "lora") and last.cells[place] == percent(estimate, sign=True) and "serve" in last.steps
+    csv = pd.read_csv(StringIO(table.data.to_csv(index=False)))
+    assert len(csv) == len(table.rows) and csv.overhead.dropna().tolist() == pytest.approx([estimate])
+    assert "16,train/" in table.data.to_csv(index=False), "whole numbers stay whole"
+
+
+def test_names_of_the_code_are_words_on_the_page_and_stay_in_the_csv() -> None:
+    rows = [["wall_s", "has_ans_f1", "lora_idle", "squad_v2", 1.0]]
+    table = _statistic(columns=["", "measure", "arm", "second task", "d_z"], rows=rows, steps=["serve"])
+    assert table.columns[-1] == "Effect size d_z"
+    assert table.rows[0].cells[:4] == ("wall time (s)", "F1 (answerable)", "adapters on, none used", "SQuAD v2")
+    assert list(table.data.columns[:5]) == ["", "measure", "arm", "second task", "d_z"] and table.data.iloc[0, 0] == "wall_s"
 
 
 def test_a_row_that_names_task_method_or_seed_keeps_only_their_steps() -> None:
