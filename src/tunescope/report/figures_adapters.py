@@ -106,7 +106,8 @@ def memory(material: Material) -> Chart:
     cached = any(key == "cache_tokens" for _, key, _ in shown)
     caption = (
         f"Medians over launches, as the engine reports them{rounded}. Slots are set aside before any adapter is loaded, and take their "
-        f"memory unused too (slots held by {slots}). {'' if cached else 'A CPU has a cache of fixed size, not compared. '}Over the base: {each}."
+        f"memory unused too (slots held by {slots}). {'' if cached else 'A CPU has a cache of fixed size, not compared. '}"
+        f"Over the base: {each}."
     )
     return Chart(
         "serving_memory",
