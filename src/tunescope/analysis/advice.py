@@ -34,7 +34,7 @@ def _quality(m: Material) -> Iterator[Row]:
     unknown = f"not known: no runs of {ours} and {theirs} to compare are finished"
     for claim in (c for c in m.claims if c.dimension == "quality" and c.task):
         text = unknown if claim.estimate is None else nothing if meaningless(claim) else words[claim.verdict] + _figure(m, claim)
-        yield f"Which method for {NAMES[str(claim.task)]}?", text, _training_conditions(m, claim.task) + _status(claim), claim.id
+        yield f"Which method for {NAMES[str(claim.task)]}?", text, _training_conditions(m) + _status(claim), claim.id
 
 
 def _drift(m: Material, claim: Claim) -> Iterator[Row]:
@@ -76,24 +76,24 @@ def _status(claim: Claim) -> str:
     return f"; {standing(claim)}" if standing(claim) else ""
 
 
-def _training_conditions(m: Material, task: str | None = None) -> str:
+def _training_conditions(m: Material) -> str:
     study = m.study
     adapter = study.methods[study.analysis.candidate_method].adapter
     what = f", {adapter.peft_type} r = {adapter.r} on {_modules(adapter.target_modules)}" if adapter else ""
-    rates = f"learning rates of the searched grid{_at_the_edge(m, task) if task else ''}"
-    return f"{study.model.name}{what}, {rates}, {len(study.seeds)} seeds, this data ({study.data.source})"
+    return f"{study.model.name}{what}, {_rates(m)}, {len(study.seeds)} seeds, this data ({study.data.source})"
 
 
-def _at_the_edge(m: Material, task: str) -> str:
-    """Methods whose chosen rate is the first or last of its grid, where a longer grid might have chosen another."""
-    said = []
-    for method in (m.study.analysis.candidate_method, m.study.analysis.reference_method):
-        grid = m.study.learning_rates(task, method)  # type: ignore[arg-type]
-        step = next(iter(seeds_of(m.frames, task, method).values()), None)
-        rate = m.frames.outputs(step).get("learning_rate") if step else None
-        if rate is not None and len(grid) > 1 and rate in (min(grid), max(grid)):
-            said.append(f"{method}'s {rate:g} the {'highest' if rate == max(grid) else 'lowest'} of {len(grid)}")
-    return f" (on its edge: {', '.join(said)})" if said else ""
+def _rates(m: Material) -> str:
+    """How the learning rates were chosen, and how often the first or last of a grid was, where a longer grid might have given another."""
+    grids, edges = 0, 0
+    for task in m.study.tasks:
+        for method in (m.study.analysis.candidate_method, m.study.analysis.reference_method):
+            grid = m.study.learning_rates(task, method)
+            step = next(iter(seeds_of(m.frames, task, method).values()), None)
+            rate = m.frames.outputs(step).get("learning_rate") if step else None
+            if rate is not None and len(grid) > 1:
+                grids, edges = grids + 1, edges + (rate in (min(grid), max(grid)))
+    return "learning rates of the searched grid" + (f" (on its edge in {edges} of {grids})" if edges else "")
 
 
 def _modules(names: tuple[str, ...] | str) -> str:
