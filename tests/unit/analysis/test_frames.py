@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from simulated_store import small_study, write_store
+from tunescope.analysis.columns import COLUMNS
 from tunescope.analysis.findings import Missing
-from tunescope.analysis.frames import COLUMNS, collect, load_results
+from tunescope.analysis.frames import collect, load_results
 from tunescope.analysis.rows import cost_rows
 
 

@@ -1,22 +1,12 @@
 """Sessions of one serving benchmark put together for publishing."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "serving_results.py"
-
-
-@pytest.fixture(scope="module")
-def results():
-    spec = importlib.util.spec_from_file_location("serving_results", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PUBLISHED = Path(__file__).parents[3] / "docs" / "results"
 
 
 def session(folder, arms, launches, digest="a", failed=()):
@@ -103,7 +93,7 @@ def test_one_session_that_serves_something_else_shows(results, tmp_path):
 
 
 def test_the_page_warns_of_other_outputs(results, tmp_path):
-    published, changed = SCRIPT.parents[1] / "docs" / "results" / "serving-h100", tmp_path / "changed"
+    published, changed = PUBLISHED / "serving-h100", tmp_path / "changed"
     shutil.copytree(published, changed)
     checked = json.loads((changed / "correctness.json").read_text())
     (changed / "correctness.json").write_text(json.dumps(checked | {"ok": False}))
@@ -112,7 +102,7 @@ def test_the_page_warns_of_other_outputs(results, tmp_path):
     assert "Served outputs differ" not in (published / "README.md").read_text()
 
 
-@pytest.mark.parametrize("folder", sorted(p for p in (SCRIPT.parents[1] / "docs" / "results").iterdir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", sorted(p for p in PUBLISHED.iterdir()), ids=lambda p: p.name)
 def test_a_published_page_is_what_its_launches_give(results, tmp_path, folder):
     results.publish([folder], tmp_path)
     for name in ("README.md", "cells.csv", "launches.jsonl"):
