@@ -69,6 +69,7 @@ def test_the_answer_comes_first_and_is_seen_without_scrolling(tab: Tab, page: Pa
     tab.open(page, "desktop")
     for part in (".answer", ".advice"):
         assert tab.evaluate(f"document.querySelector('{part}').getBoundingClientRect().bottom") < SIZES["desktop"][1], part
+    assert tab.evaluate("document.querySelector('.back').getBoundingClientRect().top") > SIZES["desktop"][1], "it would cover the answer"
 
 
 def test_what_has_numbers_links_to_steps(tab: Tab, page: Path) -> None:
