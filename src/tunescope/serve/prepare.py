@@ -239,13 +239,23 @@ def kv_cache_bytes(model: Path, dtype: str, max_model_len: int, max_num_seqs: in
 
 
 def folder_sha256(folder: Path) -> str:
-    """SHA-256 over the weights and configuration files of a model or adapter folder."""
+    """SHA-256 over the weights and configuration files of a model or adapter folder; an adapter's settings count, not who wrote them."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
         digest.update(file.name.encode())
+        if file.name == "adapter_config.json":
+            digest.update(_adapter_settings(file))
+            continue
         with open(file, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+def _adapter_settings(file: Path) -> bytes:
+    """The settings in an order of their own: PEFT stamps its version and keeps `target_modules` as a set, in an order that changes."""
+    config = {k: v for k, v in json.loads(file.read_text()).items() if k != "peft_version"}
+    targets = config.get("target_modules")
+    return json.dumps(config | {"target_modules": sorted(targets) if isinstance(targets, list) else targets}, sort_keys=True).encode()
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
