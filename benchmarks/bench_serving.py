@@ -113,7 +113,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
         arms=tuple(args.arms.split(",")), batch_sizes=numbers(args.batch_sizes), prompt_lengths=numbers(args.prompt_lengths),
         sampling=tuple(args.sampling.split(",")), output_tokens=args.output_tokens, prompts_per_cell=args.requests,
         warmup_calls=args.warmup, launches=args.launches, max_num_seqs=max(numbers(args.batch_sizes)), launch_timeout_s=args.timeout,
-        open_loop=opened,
+        max_cudagraph_capture_size=args.max_cudagraph_capture_size or None, open_loop=opened,
     )  # fmt: skip
 
 
@@ -234,6 +234,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=320)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--launches", type=int, default=10)
+    parser.add_argument("--max-cudagraph-capture-size", type=int, default=512, help="tokens; 0 leaves it to vLLM (2 x the largest batch)")
     parser.add_argument("--timeout", type=int, default=1800)
     parser.add_argument("--seconds", type=float, help="start no launch that would not end within so many seconds, by the longest so far")
     parser.add_argument("--rates", default="", help="open loop: mean arrivals a second, e.g. 4,16; empty leaves it out")

@@ -30,6 +30,7 @@ from tunescope.report.tables import serving_table
 from tunescope.report.tables_statistics import statistics_tables
 from tunescope.report.tabular import Table
 from tunescope.serve.machine import busy
+from tunescope.serve.overhead import graph_tokens
 from tunescope.serve.session import read_rows
 from tunescope.study.arms import SAME_SHAPE, parse_arm
 from tunescope.study.load import load_study
@@ -188,7 +189,9 @@ def machine(rows: list[dict[str, Any]]) -> str:
     gpus = sorted({line.split(",")[0] for r in rows for line in r["machine"]["before"].get("gpu", [])}) or ["CPU"]
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
     clocks = sorted({line.split(",")[2].strip() for r in rows for line in r["machine"]["after"].get("gpu", [])})
-    text = f"{', '.join(gpus)}; {versions}; {first['dtype']}, {'eager' if first['enforce_eager'] else 'graphs'}, max_num_seqs "
+    reach = graph_tokens(first)
+    graphs = f"graphs of up to {reach} tokens a step" if reach else "eager" if first["enforce_eager"] else "compiled"
+    text = f"{', '.join(gpus)}; {versions}; {first['dtype']}, {graphs}, max_num_seqs "
     text += f"{first['max_num_seqs']}, max_model_len {first['max_model_len']}"
     text += f", gpu_memory_utilization {first['gpu_memory_utilization']}." if first["gpu_memory_utilization"] else "."
     before, after = ([r["machine"][when]["load_average_1min"] for r in rows] for when in ("before", "after"))

@@ -332,7 +332,7 @@ def _switching(rng: np.random.Generator) -> list[dict[str, Any]]:
                     "switch_every": every,
                     "ms_per_request": 40 + added / every,
                     "added_ms": added,
-                    "gb_per_s": None,
+                    "bytes_moved": 4_000_000 if n > 2 else 0,
                 }
             )
     return found

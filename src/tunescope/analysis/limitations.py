@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tunescope.serve.machine import busy
-from tunescope.serve.overhead import P99_REQUESTS
+from tunescope.serve.overhead import P99_REQUESTS, finished, graph_tokens, largest_prefill
 from tunescope.study.schema import Study
 
 from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, broken_plan
@@ -116,7 +116,12 @@ def _serving(frames: Frames, claims: list[Claim]) -> Iterator[Said]:
     if outputs.get("cpu_figures"):
         mode = ", in eager mode in every arm" if outputs.get("eager") else ""
         yield f"Serving was measured on a CPU{mode}: the figures show that the benchmark works and say nothing about GPUs.", steps
-    if loaded := busy(launch_rows(frames)):
+    rows = launch_rows(frames)
+    reach = min((tokens for r in finished(rows) if (tokens := graph_tokens(r))), default=None)
+    if reach is not None and (most := largest_prefill(rows)) > reach:
+        outside = f"CUDA graphs reach {reach} tokens a step, and prefills of up to {most} ran outside of them"
+        yield f"{outside}: there adapters cost time of the host, which a faster or slower one changes.", steps
+    if loaded := busy(rows):
         yield f"{loaded}: part of what arms differ by may be that.", steps
     requests = frames.launches.requests  # the p99 of a cell is the median of its launches' own, so requests of several do not add up
     least = int(requests.min()) if len(requests) else P99_REQUESTS

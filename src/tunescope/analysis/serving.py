@@ -54,12 +54,14 @@ def switching_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _switching_row(tier: str, every: int, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    added = [e["added_ms"] for e in entries]
+    """GB/s is that of the median time added, and of launches that all found some: one launch near 0 would give any speed."""
+    added, times = [e["added_ms"] for e in entries], [e["ms_per_request"] for e in entries]
+    moved = entries[0]["bytes_moved"] if min(added) > 0 else 0
     return {
         "tier": tier, "switch_every": every, "adapters": entries[0]["adapters"], "launches": len(entries),
-        "ms_per_request": _middle([e["ms_per_request"] for e in entries]), "added_ms": float(np.median(added)),
+        "ms_per_request": _middle(times), "ms_mad": finite(spread(times)), "added_ms": float(np.median(added)),
         "added_mad": finite(spread(added)),
-        "gb_per_s": _middle([e["gb_per_s"] for e in entries if e["gb_per_s"] is not None]),
+        "gb_per_s": moved / float(np.median(added)) / 1e6 if moved else None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from tunescope.serve.overhead import Row, common_cells, finished, overhead_ratio
 
 from .merged_or_adapters import choices
 from .overhead_scaling import break_even, overhead_model
-from .serving_memory import rounding, weights_and_slots
+from .serving_memory import rounding, telling, weights_and_slots
 
 
 def recommendations(rows: Sequence[Row], limit: float, min_launches: int, cpu: bool, baseline: str = "merged") -> list[str]:
@@ -43,15 +43,19 @@ def _advice(rows: Sequence[Row], arm: str, n: int, baseline: str, limit: float, 
 
 
 def _memory_advice(rows: Sequence[Row]) -> list[str]:
-    merged = next((r for r in finished(rows, "merged") if r.get("weight_bytes")), None)
+    merged = next((r for r in telling(finished(rows, "merged")) if r.get("weight_bytes")), None)
     if merged is None:
         return []
-    held = {n: size for arm, n in side_by_side(rows).items() for r in finished(rows, arm) if (size := weights_and_slots(r))}
-    off = rounding(merged) / 2**20
-    places, doubt = (0, f"; the engine's log rounds to ±{off:.0f} MiB an engine") if off else (1, "")
+    found = {n: r for arm, n in side_by_side(rows).items() for r in telling(finished(rows, arm)) if weights_and_slots(r)}
+    held = {n: (weights_and_slots(r) or 0, *_doubt(max(rounding(merged), rounding(r)))) for n, r in found.items()}
     return [
         f"Memory: {n} merged model{'s need' if n > 1 else ' needs'} {n * merged['weight_bytes'] / 2**20:.{places}f} MiB of weights, one "
         f"engine with {n} adapter{'s' if n > 1 else ''} {size / 2**20:.{places}f} MiB (slots are set aside before any adapter is "
         f"loaded{doubt})."
-        for n, size in held.items()
+        for n, (size, places, doubt) in held.items()
     ]
+
+
+def _doubt(off: float) -> tuple[int, str]:
+    """Decimals of MiB that bytes off by `off` bear, and what to say of it."""
+    return (0, f"; the engine's log rounds to ±{off / 2**20:.0f} MiB an engine") if off else (1, "")

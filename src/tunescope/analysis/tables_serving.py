@@ -153,8 +153,9 @@ def memory_table(m: Material, found: dict[str, Any]) -> Table:
         for line in found.get("memory", [])
     ]  # fmt: skip
     note = (
-        "Weights with preallocated adapter slots, as the engine reports them; per slot: what the engine holds more than the base, over "
-        "max_loras. Cache: tokens of key-value cache left; empty on a CPU, where its size is fixed beforehand."
+        "Weights with preallocated adapter slots, as the engine reports them; per slot: bytes of the slots over max_loras; of "
+        "launches that read a log, what the engine holds more than the base. Cache: tokens of key-value cache left; empty on a CPU, "
+        "where its size is fixed beforehand."
     )
     if any(line["rounding"] for line in found.get("memory", [])):
         note += " ±: the engine's log gives hundredths of a GiB, so a slot is known as a range; slots of one rank are of one size."
@@ -185,7 +186,7 @@ def switching_table(m: Material) -> Table:
     note = (
         "Requests one at a time; medians over launches. Added: time of a request that switches, over staying on one adapter. Resident: in "
         "a slot; cpu cache: in memory, copied to a slot; disk: read again. GB/s: bytes of one adapter over the added time, empty where "
-        "nothing was added. Loading and unloading are explicit calls."
+        "a launch found nothing added. Loading and unloading are explicit calls."
     )
     return table("Switching adapters", [*_SWITCHING.values()], rows, note, m.frames.of_kind("serve"))
 

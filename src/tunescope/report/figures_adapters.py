@@ -98,7 +98,7 @@ def memory(material: Material) -> Chart:
     for ax, (_, key, unit) in zip(axes, shown, strict=True):
         _held(ax, lines, key, unit, material)
     legend_below(figure, axes, 4)
-    each = "; ".join(f"{arm_name(x['arm'])} {size} MiB a slot" for x in lines if (size := _slot(x)))
+    each = "; ".join(f"{arm_name(x['arm'])} {size} MiB" for x in lines if (size := _slot(x)))
     off = max(x["rounding"] for x in lines) / MIB
     alt = "; ".join(f"{arm_name(x['arm'])} {decimals(x['weights_and_slots'] / MIB, 0 if off else 1)} MiB" for x in lines)
     rounded = f"; the engine's log rounds to ±{off:.0f} MiB" if off else ""
@@ -107,7 +107,7 @@ def memory(material: Material) -> Chart:
     caption = (
         f"Medians over launches, as the engine reports them{rounded}. Slots are set aside before any adapter is loaded, and take their "
         f"memory unused too (slots held by {slots}). {'' if cached else 'A CPU has a cache of fixed size, not compared. '}"
-        f"Over the base: {each}."
+        f"Each slot: {each}."
     )
     return Chart(
         "serving_memory",
@@ -144,7 +144,7 @@ def _held(ax: Axes, lines: Sequence[dict[str, Any]], key: str, unit: float, mate
     for arm, y in known:
         colour, marker, _ = material.arm_look(arm.name)
         ax.plot(places[arm], y, marker, color=colour, ms=5.5, ls="", label=arm.words)
-    ax.set_xlabel("adapters or merged engines served")
+    ax.set_xlabel("adapters or engines served")
     ax.set_xticks(range(len(ticks)), [str(t) for t in ticks])
     ax.set_xlim(-0.4, len(ticks) - 0.6)
     ax.set_ylim(0, 1.1 * max(line[key] / unit for line in lines if line[key] is not None) or 1)
@@ -174,13 +174,13 @@ def switching(material: Material) -> Chart:
             ax.axhline(mine[0]["ms_per_request"], color=MUTED, lw=1, ls=(0, (4, 2)), label="one adapter, no switch")
             continue
         label = f"{tier} ({mine[0]['adapters']} adapters)"
-        x, y = [r["switch_every"] for r in mine], [r["ms_per_request"] for r in mine]
-        ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=5, lw=1.2, label=label)
+        x, y = [r["switch_every"] * 1.03 ** (k - 2) for r in mine], [r["ms_per_request"] for r in mine]  # bars side by side
+        ax.errorbar(x, y, yerr=[r["ms_mad"] or 0 for r in mine], color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2, label=label)
     every = sorted({r["switch_every"] for r in rows})
     ax.set_xscale("log", base=2)
     ax.set_xticks(every, [str(e) for e in every])
     ax.minorticks_off()
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * max(r["ms_per_request"] + (r["ms_mad"] or 0) for r in rows))
     ax.set_xlabel("requests between two switches")
     ax.set_ylabel("mean time of a request (ms)")
     legend_below(figure, ax, 4)
@@ -190,7 +190,7 @@ def switching(material: Material) -> Chart:
         if r["tier"] != "one adapter"
     ]
     caption = (
-        "Requests one at a time, 8 output tokens; medians over launches. Resident: the adapter is in a slot; cpu cache: copied from memory "
-        "at every switch; disk: read again at every switch."
+        "Requests one at a time, 8 output tokens; medians over launches, bars: median absolute deviation. Resident: the adapter is in a "
+        "slot; cpu cache: copied from memory at every switch; disk: read again at every switch."
     )
     return Chart("switching", "Cost of switching adapters", caption, f"{'; '.join(said)}.", tuple(material.frames.of_kind("serve")), figure)

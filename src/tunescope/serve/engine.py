@@ -25,6 +25,7 @@ class VllmEngine:
         self._requests = {a["name"]: LoRARequest(a["name"], i, a["path"]) for i, a in enumerate(spec["adapters"], start=1)}
         memory = {"kv_cache_memory_bytes": spec["kv_cache_memory_bytes"]} if spec["device"] == "cpu" else {}
         wrapped = {"lora_target_modules": lora["target_modules"]} if lora and lora["target_modules"] else {}
+        graphs = {k: v for k, v in spec.items() if k == "max_cudagraph_capture_size"}
         options = {k: lora[k] for k in ("max_loras", "max_cpu_loras", "max_lora_rank")} | {"enable_lora": True} if lora else {}
         self._llm = LLM(
             spec["model"],
@@ -39,6 +40,7 @@ class VllmEngine:
             disable_log_stats=False,  # otherwise RequestOutput.metrics is None
             worker_extension_cls="tunescope.serve.held.HeldBytes",
             **memory,
+            **graphs,
             **options,
             **wrapped,
         )

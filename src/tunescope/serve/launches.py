@@ -52,6 +52,11 @@ class Session:
         eager = cpu if spec.enforce_eager == "auto" else spec.enforce_eager == "always"
         return cls(spec, ctx, arms, planned, planned_open, dtype, eager, version)
 
+    @property
+    def graphs(self) -> bool:
+        """Whether engines replay steps from CUDA graphs."""
+        return not self.eager and self.ctx.device != "cpu"
+
     def run(self, made: "Materials") -> list[Row]:
         """All closed-loop launches; those finished before with the same digest are kept and not repeated."""
         return self._run("launches.jsonl", self.planned, made, self._launch, self.launch_spec)
@@ -134,6 +139,7 @@ class Session:
             "device": self.ctx.device,
             "max_model_len": self.spec.max_model_len,
             "max_num_seqs": self.spec.max_num_seqs,
+            "max_cudagraph_capture_size": self.spec.max_cudagraph_capture_size if self.graphs else None,
             "gpu_memory_utilization": None if self.ctx.device == "cpu" else self.spec.gpu_memory_utilization,
         }
 
@@ -145,7 +151,9 @@ class Session:
         held = made.adapters.get(arm.name, [])[: arm.adapters]
         lora = {k: said[k] for k in ("max_loras", "max_cpu_loras", "max_lora_rank")} | {"target_modules": said["wrapped_modules"]}
         switching = {"prompt_length": min(spec.prompt_lengths), "bytes_moved": bytes_moved(held, self.dtype)}
-        return {k: said[k] for k in ("device", "dtype", "enforce_eager", "max_model_len", "max_num_seqs", "engines")} | {
+        same = ["device", "dtype", "enforce_eager", "max_model_len", "max_num_seqs", "engines"]
+        same += ["max_cudagraph_capture_size"] if said["max_cudagraph_capture_size"] else []  # otherwise vLLM decides
+        return {k: said[k] for k in same} | {
             "model": str(made.models[arm.model]),
             "adapters": [describe(a) for a in held],
             "lora": lora if arm.lora else None,

@@ -74,6 +74,8 @@ def serve_command(spec: Mapping[str, Any], port: int) -> list[str]:
         command += ["--gpu-memory-utilization", str(spec["gpu_memory_utilization"])]
     if spec["enforce_eager"]:
         command.append("--enforce-eager")
+    if "max_cudagraph_capture_size" in spec:
+        command += ["--max-cudagraph-capture-size", str(spec["max_cudagraph_capture_size"])]
     lora = spec["lora"]
     if lora:
         command += ["--enable-lora", "--max-loras", str(lora["max_loras"]), "--max-cpu-loras", str(lora["max_cpu_loras"])]

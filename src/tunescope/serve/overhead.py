@@ -35,6 +35,21 @@ def finished(rows: Sequence[Row], arm: str | None = None) -> list[Row]:
     return [r for r in rows if r["ok"] and (arm is None or r["arm"] == arm)]
 
 
+def graph_tokens(row: Row) -> int | None:
+    """Tokens of the largest step that the engine of a launch replays from a CUDA graph; None on a CPU and in eager mode.
+
+    Where the launch left it to vLLM: min(2 x max_num_seqs, 512), the rule of vLLM 0.25 to 0.32 without speculative decoding.
+    """
+    if row.get("enforce_eager", True) or row.get("device") == "cpu":
+        return None
+    return int(row.get("max_cudagraph_capture_size") or min(2 * row["max_num_seqs"], 512))
+
+
+def largest_prefill(rows: Sequence[Row]) -> int:
+    """Tokens of the largest prefill among the cells of finished launches: batch size x prompt length."""
+    return max((c["batch_size"] * c["prompt_length"] for r in finished(rows) for c in r["cells"]), default=0)
+
+
 def side_by_side(rows: Sequence[Row]) -> dict[str, int]:
     """The finished arms that serve N adapters side by side in N slots -> N, the fewest first."""
     arms = [parse_arm(name) for name in dict.fromkeys(r["arm"] for r in finished(rows))]

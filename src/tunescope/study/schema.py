@@ -171,6 +171,9 @@ class ServingSpec(Frozen):
     """auto: eager on a CPU (see the serving docs), never eager on a GPU."""
     max_model_len: PositiveInt = 1024
     max_num_seqs: PositiveInt = 16
+    max_cudagraph_capture_size: PositiveInt | None = 512
+    """Tokens of the largest step that a GPU replays from a CUDA graph. 512 is vLLM's own figure from 256 sequences on; null leaves it to
+    vLLM, which below that takes twice `max_num_seqs`: prefills that a server with default settings replays would run outside of graphs."""
     gpu_memory_utilization: Share = 0.95
     launch_timeout_s: PositiveInt = 1800
     merge_tolerance_fp32: PositiveFloat = 1e-4

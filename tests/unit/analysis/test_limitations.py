@@ -47,3 +47,13 @@ def test_launches_on_a_busy_machine_are_told_with_their_number(frames, study):
     told = f"4 of {len(rows)} launches ran on a busy machine (load up to 20.0 on 32 cores)"
     assert busy(rows) == told and code_of(told) == "machine-busy"
     assert f"{told}: part of what arms differ by may be that." in said(loaded, study)
+
+
+@pytest.mark.parametrize(("reach", "told"), [(None, "CUDA graphs reach 128 tokens a step, and prefills of up to "), (100_000, None)])
+def test_prefills_outside_of_graphs_are_told(frames, study, reach, told):
+    rows = [dict(row) | {"device": "cuda", "enforce_eager": False, "max_num_seqs": 64, "max_cudagraph_capture_size": reach}
+            for row in frames.documents["serve"]["launches.jsonl"]]  # fmt: skip
+    on_a_gpu = replace(frames, documents={"serve": {**frames.documents["serve"], "launches.jsonl": rows}})
+    found = [text for text in said(on_a_gpu, study) if "CUDA graphs" in text]
+    assert (found == []) if told is None else (len(found) == 1 and found[0].startswith(told))
+    assert not any("CUDA graphs" in text for text in said(frames, study))

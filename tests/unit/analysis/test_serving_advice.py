@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from launch_rows import cell, engines, row
 from tunescope.analysis.serving import overhead_summary
 from tunescope.analysis.serving_advice import recommendations
+from tunescope.analysis.serving_memory import LOG
 from tunescope.analysis.tables import plain
 from tunescope.analysis.tables_serving import scaling_table
 from tunescope.study.schema import AnalysisSpec
@@ -35,6 +36,13 @@ def test_cpu_figures_and_memory_are_said():
     said = recommendations(engines({2: 0.1}, noise=0.01), 0.30, 10, cpu=True)
     assert "nothing about a GPU" in said[0]
     assert "2 merged models need 2.0 MiB of weights, one engine with 2 adapters 1.0 MiB" in said[-1]
+
+
+def test_memory_of_launches_that_read_a_log_is_told_as_rounded():
+    rows = engines({2: 0.1}, noise=0.01)
+    for each in rows:
+        each["weight_bytes_source"] = LOG if each["arm"] == "adapters_2" else "told"
+    assert "one engine with 2 adapters 1 MiB" in advice(rows) and "rounds to ±5 MiB" in advice(rows)
 
 
 def summary(rows, **registered):

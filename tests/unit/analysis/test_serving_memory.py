@@ -41,3 +41,18 @@ def test_bytes_from_a_log_are_as_sharp_as_its_hundredths_of_a_gib():
 def test_slots_that_the_engine_reports_apart_count():
     _, two = memory_table([engine("base", 100, 50), engine("adapters_2", 100, 40, ["a", "b"], max_loras=2, lora_slot_bytes=6 * MIB)])
     assert two["weights_and_slots"] == 106 * MIB and two["bytes_per_slot"] == 3 * MIB
+
+
+def test_bytes_that_engines_told_go_before_those_of_a_log():
+    rows = [engine("merged", 2.05 * 1024, 50, weight_bytes_source=LOG), engine("merged", 2098, 50) | {"launch": 1}]
+    rows += [engine("adapters_2", 2.08 * 1024, 50, ["a", "b"], max_loras=2, weight_bytes_source=LOG)]
+    rows += [engine("adapters_2", 2098, 50, ["a", "b"], max_loras=2, lora_slot_bytes=26 * MIB) | {"launch": 1}]
+    merged, two = memory_table(rows)
+    assert (merged["weights_and_slots"], merged["rounding"], merged["launches"]) == (2098 * MIB, 0, 2)
+    assert (two["weights_and_slots"], two["bytes_per_slot"], two["slot_range"]) == (2124 * MIB, 13 * MIB, None)
+
+
+def test_a_slot_that_the_engine_told_needs_no_base():
+    rows = [engine("base", 2.05 * 1024, 50, weight_bytes_source=LOG)]
+    rows += [engine("lora_idle", 2098, 50, max_loras=2, lora_slot_bytes=26 * MIB)]
+    assert memory_table(rows)[1]["bytes_per_slot"] == 13 * MIB

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from launch_rows import row
 from simulated_store import small_study, write_store
 from tunescope.analysis.frames import collect
 from tunescope.analysis.serving import open_loop_rows, switching_rows
@@ -60,7 +61,15 @@ def test_switching_is_told_by_tier_and_frequency_with_the_planted_costs(analysed
     found = {(r["tier"], r["requests between switches"]): r for r in lines(statistics["switching"])}
     assert found["cpu cache", 4]["added (ms)"] == pytest.approx(4.0, rel=0.1)
     assert found["disk", 16]["ms a request"] == pytest.approx(40 + 20 / 16, rel=0.05) and found["disk", 1]["launches"] == 10
-    assert switching_rows([]) == []
+    assert found["cpu cache", 1]["GB/s"] == pytest.approx(1.0, rel=0.1) and found["disk", 1]["GB/s"] == pytest.approx(0.2, rel=0.1)
+    assert found["resident", 1]["GB/s"] is None and switching_rows([]) == []
+
+
+def test_a_switch_that_one_launch_found_free_has_no_speed():
+    entry = {"tier": "disk", "adapters": 4, "switch_every": 4, "ms_per_request": 80.0, "bytes_moved": 4_000_000}
+    rows = [row("switching", k, []) | {"switching": [entry | {"added_ms": added}]} for k, added in enumerate((-10.0, 8.0, 9.0))]
+    assert switching_rows(rows)[0]["gb_per_s"] is None
+    assert switching_rows(rows[1:])[0]["gb_per_s"] == pytest.approx(4 / 8.5)
 
 
 def test_the_joint_model_finds_the_planted_slope_and_no_effect_of_batch(analysed):

@@ -88,12 +88,12 @@ class Fakes:
             "cells": cells,
         }
 
-    def run(self, **changes):
+    def run(self, device="cpu", **changes):
         inputs = ServeInputs(
             model=ModelSpec(name="sprout-2m"), serving=ServingSpec(**(SMALL | changes)), reference_method="full", candidate_method="lora"
         )
         told = lambda done, total, text: self.progress.append((done, total, text))  # noqa: E731
-        ctx = StepContext(self.folder, self.folder, {}, "cpu", self.tracker, told)
+        ctx = StepContext(self.folder, self.folder, {}, device, self.tracker, told)
         return run_serve(inputs, ctx)
 
     @property
@@ -147,6 +147,23 @@ def test_engines_of_all_arms_get_equal_settings(fakes):
     assert by_arm["base"]["lora"] is None
     assert by_arm["adapters_2"]["lora"] == {"max_loras": 3, "max_cpu_loras": 3, "max_lora_rank": 8, "target_modules": None}
     assert len({(a["name"], a["path"]) for a in by_arm["adapters_2"]["adapters"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, 512),
+        ({"max_cudagraph_capture_size": 128}, 128),
+        ({"max_cudagraph_capture_size": None}, None),
+        ({"enforce_eager": "always"}, None),
+        ({"device": "cpu"}, None),
+    ],
+)
+def test_graphs_reach_as_far_as_the_study_says_where_there_are_any(fakes, changes, told):
+    """With few sequences vLLM alone would capture fewer tokens than a server with default settings does."""
+    fakes.run(**{"device": "cuda"} | changes)
+    assert {spec.get("max_cudagraph_capture_size") for _, spec in fakes.commands} == {told}
+    assert {row["max_cudagraph_capture_size"] for row in fakes.rows} == {told}
 
 
 def test_rows_say_what_was_served(fakes):

@@ -26,6 +26,8 @@ def test_the_server_gets_the_engine_settings_of_its_arm():
     command = open_loop.serve_command(SPEC, 8123)
     assert command[3:5] == ["serve", "/m"] and after(command, "--gpu-memory-utilization") == "0.9"
     assert "--no-enable-prefix-caching" in command and "--enforce-eager" not in command and "--enable-lora" not in command
+    assert "--max-cudagraph-capture-size" not in command
+    assert after(open_loop.serve_command(SPEC | {"max_cudagraph_capture_size": 512}, 1), "--max-cudagraph-capture-size") == "512"
     two = SPEC | {
         "lora": LORA,
         "adapters": [{"name": "a", "path": "/a"}, {"name": "b", "path": "/b"}],
