@@ -131,7 +131,8 @@ def test_init_writes_a_study_once(cli, tmp_path):
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 0
     original = (REPO / "studies" / "pilot.yaml").read_text()
     expected = original.replace("\n  name: pilot", '\n  name: "mine"', 1).replace("data: data/pilot}", "data: data/mine}", 1)
-    assert (tmp_path / "mine.yaml").read_text() == expected != original
+    title = next(line for line in original.splitlines() if line.startswith("  title: "))
+    assert (tmp_path / "mine.yaml").read_text() == expected.replace(title, '  title: "mine"  # heads the report') != original
     assert cli("init", "pilot", "--out", "mine.yaml")[0] == 2
     assert cli("plan", "mine.yaml")[0] == 0
 

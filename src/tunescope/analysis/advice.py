@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 
+from tunescope.study.schema import TASK_NAMES
+
 from .answer import figure, percent, served_how
 from .confirmatory import standing
 from .drift import saturated_methods
 from .findings import Claim
 from .scores import seeds_of
 from .tables import Material, Table, table
-from .verdicts import NAMES, comparable, meaningless
+from .verdicts import comparable, meaningless
 
 Row = tuple[str, str, str, str]
 
@@ -34,7 +36,7 @@ def _quality(m: Material) -> Iterator[Row]:
     unknown = f"not known: no runs of {ours} and {theirs} to compare are finished"
     for claim in (c for c in m.claims if c.dimension == "quality" and c.task):
         text = unknown if claim.estimate is None else nothing if meaningless(claim) else words[claim.verdict] + _figure(m, claim)
-        yield f"Which method for {NAMES[str(claim.task)]}?", text, _training_conditions(m) + _status(claim), claim.id
+        yield f"Which method for {TASK_NAMES[str(claim.task)]}?", text, _training_conditions(m) + _status(claim), claim.id
 
 
 def _drift(m: Material, claim: Claim) -> Iterator[Row]:
@@ -46,7 +48,7 @@ def _drift(m: Material, claim: Claim) -> Iterator[Row]:
         "contradicted": f"do not choose {ours} over {theirs} for its drift",
         "inconclusive": "drift is no ground to choose between the methods yet",
     }
-    saturated = [f"{NAMES[d.task]}: {names} saturated" for d in m.drifts if (names := saturated_methods(m.study, d))]
+    saturated = [f"{TASK_NAMES[d.task]}: {names} saturated" for d in m.drifts if (names := saturated_methods(m.study, d))]
     doubt = f"; differences mean little where drift is near its largest ({'; '.join(saturated)})" if saturated else ""
     conditions = _training_conditions(m) + doubt + _status(claim)
     yield "Does it matter how far the model moves?", words[claim.verdict] + _figure(m, claim), conditions, claim.id

@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 
 from tunescope.study.arms import arm_name
-from tunescope.study.schema import AnalysisSpec, Study
+from tunescope.study.schema import TASK_NAMES, AnalysisSpec, Study
 
 from .confirmatory import standing
 from .findings import Claim, ReasonKind
 from .frames import Frames
 from .scores import seeds_of
-from .verdicts import NAMES, comparable, meaningless, weakest
+from .verdicts import comparable, meaningless, weakest
 
 PER_TASK = 10
 
@@ -73,7 +73,7 @@ def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: d
         return words["nothing"] + "."
     measured = [c for c in tasks if c.p is not None and meaningless(c) == meaningless(worst)]
     scope = f"weakest of {len(measured)} compared tasks" if len(measured) > 1 else "the only compared task"
-    detail = f" ({scope}, {NAMES[str(worst.task)]}: {figure(worst, spec)}{_p(overall)})" if comparable(worst, claims) else ""
+    detail = f" ({scope}, {TASK_NAMES[str(worst.task)]}: {figure(worst, spec)}{_p(overall)})" if comparable(worst, claims) else ""
     return f"{words[overall.verdict]}{detail}{_why(tasks, overall)}{_plan_note(overall)}."
 
 
@@ -119,7 +119,7 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
     for claim in tasks:
         reason = next((text for kind, text in words.items() if claim.has(kind)), None)
         if reason:
-            found.setdefault(reason, []).append(NAMES[str(claim.task)])
+            found.setdefault(reason, []).append(TASK_NAMES[str(claim.task)])
     return "; " + "; ".join(f"{reason} {', '.join(names)}" for reason, names in found.items()) if found else ""
 
 

@@ -1,6 +1,6 @@
 """Drift claims: the candidate's registered drift scalar lies a registered share below the reference's."""
 
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 from .crossed import Interval, RatioTest, relative_test, seed_test
 from .findings import Claim, Reason, ReasonKind
@@ -8,7 +8,7 @@ from .frames import Frames
 from .frontier import frontier, frontier_note
 from .quality import TaskQuality, missing_runs
 from .scores import DriftPair, paired_drift
-from .verdicts import NAMES, decide_family, overall
+from .verdicts import decide_family, overall
 
 
 def drift_test(pair: DriftPair, reduction: float) -> tuple[RatioTest, str] | None:
@@ -50,7 +50,7 @@ def _claim(frames: Frames, study: Study, quality: TaskQuality) -> Claim:
         reduction = 1 - float(pair.candidate_S.mean() / pair.reference_S.mean())  # a single seed: shown, not tested
     return Claim(
         id=f"drift/{task}", dimension="drift", task=task,
-        statement=_statement(study, NAMES[task]),
+        statement=_statement(study, TASK_NAMES[task]),
         verdict="inconclusive", estimate=reduction, estimate_name=f"1 - D_{spec.candidate_method} / D_{spec.reference_method}",
         interval=interval, interval_level=0.90, margin=spec.drift_reduction, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,

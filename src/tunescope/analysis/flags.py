@@ -5,7 +5,7 @@ from functools import partial
 from itertools import pairwise
 
 from tunescope.serve.overhead import overhead_ratio, side_by_side
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 from .findings import Claim, RedFlag
 from .frames import Frames
@@ -58,10 +58,8 @@ def _unlike(frames: Frames, study: Study) -> Iterator[tuple[str, str]]:
         for name in _SAME:
             values = {str(frames.outputs(step).get(name)) for step in steps}
             if len(values) > 1:
-                yield (
-                    steps[0],
-                    f"{task}: final runs differ in {name} ({', '.join(sorted(values))}): their differences are not the method's alone",
-                )
+                unlike = f"{TASK_NAMES[task]}: final runs differ in {name} ({', '.join(sorted(values))})"
+                yield steps[0], f"{unlike}: their differences are not the method's alone"
 
 
 def _latency(frames: Frames) -> Iterator[tuple[str, str]]:

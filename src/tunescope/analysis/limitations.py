@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tunescope.serve.machine import busy
 from tunescope.serve.overhead import P99_REQUESTS, finished, graph_tokens, largest_prefill
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 from .confirmatory import CONFIRMATORY_SEEDS, FIRST_LOOK, broken_plan
 from .findings import Claim, Limitation, Missing, TaskRow
@@ -12,7 +12,6 @@ from .frames import Frames
 from .overhead import launch_rows
 from .quality import TaskQuality
 from .scores import scalars
-from .verdicts import NAMES
 
 SMALL_MODEL = 1e8
 SMALL_TEST = 500
@@ -55,23 +54,23 @@ def _design(frames: Frames, study: Study, claims: list[Claim]) -> Iterator[Said]
 
 def _data(frames: Frames, study: Study) -> Iterator[Said]:
     outputs = {task: frames.outputs(step) for task in study.tasks for step in frames.of_kind("data", task)}
-    made = [NAMES[t] for t, o in outputs.items() if o.get("made_here")]
+    made = [TASK_NAMES[t] for t, o in outputs.items() if o.get("made_here")]
     if made:
         yield (
             f"The data of {', '.join(made)} was made by rules for this package; scores on it say nothing about the official task.",
             _data_steps(frames, study, made),
         )
-    other = [NAMES[t] for t, o in outputs.items() if o.get("comparable") is False and NAMES[t] not in made]
+    other = [TASK_NAMES[t] for t, o in outputs.items() if o.get("comparable") is False and TASK_NAMES[t] not in made]
     if other:
         yield (
             f"{', '.join(other)}: not the official split, so scores do not compare with published ones.",
             _data_steps(frames, study, other),
         )
     sizes = {t: int(frames.predictions[frames.predictions.task == t].example_id.nunique()) for t in study.tasks}
-    small = [f"{NAMES[t]} ({n})" for t, n in sizes.items() if 0 < n < SMALL_TEST]
+    small = [f"{TASK_NAMES[t]} ({n})" for t, n in sizes.items() if 0 < n < SMALL_TEST]
     if small:
         yield f"Few test examples: {', '.join(small)}; small differences cannot be seen there.", list(frames.predictions.step_id.unique())
-    lost = {NAMES[t]: _answers_lost(frames, t) for t in study.tasks}
+    lost = {TASK_NAMES[t]: _answers_lost(frames, t) for t in study.tasks}
     if any(lost.values()):
         named = [name for name, n in lost.items() if n]
         shown = ", ".join(f"{name} {lost[name]}" for name in named)
@@ -79,11 +78,11 @@ def _data(frames: Frames, study: Study) -> Iterator[Said]:
 
 
 def _data_steps(frames: Frames, study: Study, names: list[str]) -> list[str]:
-    return [step for task in study.tasks if NAMES[task] in names for step in frames.of_kind("data", task)]
+    return [step for task in study.tasks if TASK_NAMES[task] in names for step in frames.of_kind("data", task)]
 
 
 def _runs_of(frames: Frames, study: Study, names: list[str]) -> list[str]:
-    return [step for task in study.tasks if NAMES[task] in names for step in frames.of_kind("train", task)]
+    return [step for task in study.tasks if TASK_NAMES[task] in names for step in frames.of_kind("train", task)]
 
 
 def _answers_lost(frames: Frames, task: str) -> int:
@@ -95,12 +94,12 @@ def _answers_lost(frames: Frames, task: str) -> int:
 def _learning(study: Study, qualities: list[TaskQuality], table: list[TaskRow]) -> Iterator[Said]:
     failed = [q for q in qualities if q.gate_failed(study.analysis.reference_method)]
     if failed:
-        names = ", ".join(NAMES[q.task] for q in failed)
+        names = ", ".join(TASK_NAMES[q.task] for q in failed)
         steps = [step for q in failed for row in q.gate for step in row.steps]
         yield f"Full fine-tuning does not beat its baselines on {names}: quality cannot be compared there.", steps
     saturated = [r for r in table if r.drift_saturated]
     if saturated:
-        names, limit = ", ".join(f"{NAMES[r.task]} ({r.method})" for r in saturated), study.analysis.saturated_drift
+        names, limit = ", ".join(f"{TASK_NAMES[r.task]} ({r.method})" for r in saturated), study.analysis.saturated_drift
         steps = [step for r in saturated for step in r.steps]
         yield f"Drift is saturated (above {limit:g}) for {names}: differences there mean little.", steps
 

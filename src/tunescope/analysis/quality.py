@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 from .crossed import Interval, RatioTest, TTest, cluster_totals, crossed_t, relative_test
 from .findings import Claim, Reason, ReasonKind
 from .frames import Frames
 from .scores import Paired, baseline_values, paired_scores, seeds_of
-from .verdicts import NAMES, decide_family, overall
+from .verdicts import decide_family, overall
 
 SYSTEMS = ("majority", "base")
 
@@ -108,7 +108,7 @@ def _claim(quality: TaskQuality, study: Study) -> Claim:
     contrast = test.contrast if test else None
     return Claim(
         id=f"quality/{quality.task}", dimension="quality", task=quality.task,
-        statement=_statement(study, NAMES[quality.task], metric),
+        statement=_statement(study, TASK_NAMES[quality.task], metric),
         verdict="inconclusive", estimate=ratio, estimate_name=f"{spec.candidate_method} / {spec.reference_method} {metric}",
         interval=interval, interval_level=0.90, margin=spec.quality_retained, p=contrast.p if contrast else None,
         p_opposite=contrast.p_opposite if contrast else None, p_adjusted=None, df=contrast.df if contrast else None, attainable_p=None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunescope.records import FinishedStep
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 Flag = tuple[str, str]
 """(step id, what to look at)."""
@@ -46,7 +46,7 @@ def _unexpected(study: Study, results: Results, task: str, method: str) -> Itera
     for step in results.runs(task, method).values():
         value = results.value(step, metric, "test")
         if value is not None and not low <= value <= high:
-            yield step, f"test {metric} {value:.3f} is outside the expected {low:g} to {high:g} of {method} on {task}"
+            yield step, f"test {metric} {value:.3f} is outside the expected {low:g} to {high:g} of {method} on {TASK_NAMES[task]}"
 
 
 def _edge(study: Study, results: Results, task: str, method: str) -> Iterator[Flag]:
@@ -55,7 +55,8 @@ def _edge(study: Study, results: Results, task: str, method: str) -> Iterator[Fl
     rate = results.outputs(step).get("learning_rate") if step else None
     if step and rate is not None and len(grid) > 1 and not min(grid) < rate < max(grid):
         shown = ", ".join(f"{g:g}" for g in grid)
-        yield step, f"{method} on {task}: the selected learning rate {rate:g} is on the edge of its grid ({shown}); the grid may decide"
+        where = f"{method} on {TASK_NAMES[task]}: the selected learning rate {rate:g}"
+        yield step, f"{where} is on the edge of its grid ({shown}); the grid may decide"
 
 
 def _unlearned(study: Study, results: Results, task: str) -> Iterator[Flag]:
@@ -67,7 +68,8 @@ def _unlearned(study: Study, results: Results, task: str) -> Iterator[Flag]:
     if interval is None or any(mean is None or mean > interval[1] for mean in means):
         return
     shown = " and ".join(f"{m} {mean:.3f}" for m, mean in zip(methods, means, strict=True))
-    yield step, f"{task}: {shown} lie within the majority baseline's interval (up to {interval[1]:.3f} {metric}): nothing was learned"
+    limit = f"the majority baseline's interval (up to {interval[1]:.3f} {metric})"
+    yield step, f"{TASK_NAMES[task]}: {shown} lie within {limit}: nothing was learned"
 
 
 def _mean(values: list[float | None]) -> float | None:

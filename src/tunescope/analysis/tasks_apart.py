@@ -1,10 +1,10 @@
 """Where a task's own verdict differs from that of the claim on all tasks, and why that is no contradiction."""
 
-from tunescope.study.schema import AnalysisSpec
+from tunescope.study.schema import TASK_NAMES, AnalysisSpec
 
 from .answer import figure
 from .findings import Claim
-from .verdicts import NAMES, meaningless
+from .verdicts import meaningless
 
 Said = tuple[str, list[str]]
 """A sentence and the ids of the steps it rests on."""
@@ -22,7 +22,7 @@ def tasks_apart(claims: list[Claim], spec: AnalysisSpec) -> list[Said]:
 
 
 def _heading(whole: Claim, apart: list[Claim], spec: AnalysisSpec) -> str:
-    own = "; ".join(f"{c.verdict} for {NAMES[str(c.task)]}{_measured(c, spec)}" for c in apart)
+    own = "; ".join(f"{c.verdict} for {TASK_NAMES[str(c.task)]}{_measured(c, spec)}" for c in apart)
     return f"{whole.dimension.capitalize()}, task by task: the claim is {own}, while for all tasks at once it is {whole.verdict}."
 
 
@@ -49,4 +49,4 @@ def _why(whole: Claim, tasks: list[Claim]) -> str:
 
 
 def _names(claims: list[Claim]) -> str:
-    return ", ".join(NAMES[str(c.task)] for c in claims)
+    return ", ".join(TASK_NAMES[str(c.task)] for c in claims)

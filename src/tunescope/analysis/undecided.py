@@ -8,14 +8,14 @@ import math
 import numpy as np
 
 from tunescope.serve.overhead import log_ratios
-from tunescope.study.schema import Study
+from tunescope.study.schema import TASK_NAMES, Study
 
 from .findings import Claim, ReasonKind
 from .overhead import launch_rows, registered_cells
 from .power import components, detectable_margin, detectable_shift, examples_needed, seeds_needed, units_needed
 from .scores import DriftPair, Paired
 from .tables import Material, Table, table
-from .verdicts import NAMES, briefly, meaningless, not_entering, said_reasons
+from .verdicts import briefly, meaningless, not_entering, said_reasons
 
 MOST_SEEDS = 50
 FIRST: dict[ReasonKind, str] = {
@@ -87,7 +87,7 @@ def _takes(m: Material, claim: Claim) -> str:
     if claim.dimension == "hypothesis":
         return "a verdict on quality over all tasks, and on drift over all tasks or on overhead"
     if claim.id.endswith("/all"):
-        open_tasks = [NAMES[c.task] for c in m.claims if c.dimension == claim.dimension and c.task and c.verdict != "supported"]
+        open_tasks = [TASK_NAMES[c.task] for c in m.claims if c.dimension == claim.dimension and c.task and c.verdict != "supported"]
         still = f"every task decided; still open or against it: {', '.join(open_tasks)}"
         return still if open_tasks else "more seeds: the tasks hold one by one"
     if meaningless(claim):

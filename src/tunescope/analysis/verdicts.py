@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-from tunescope.study.schema import AnalysisSpec
+from tunescope.study.schema import TASK_NAMES, AnalysisSpec
 
 from .confirmatory import FIRST_LOOK, NOT_CONFIRMATORY
 from .families import any_of, composite, composite_opposite, holm, intersection_union
 from .findings import Claim, Reason, Verdict
-
-NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "rte": "RTE", "squad_v2": "SQuAD v2"}
-"""Task names as their publishers write them."""
 
 
 def entering(claim: Claim) -> tuple[float | None, float | None]:
@@ -77,7 +74,7 @@ def overall(claims: list[Claim], claim_id: str, statement: str, alpha: float) ->
         update={
             "id": claim_id, "task": None, "statement": statement, "p": p, "p_opposite": opposite, "p_adjusted": None,
             "weakest_task": worst.task if worst else None, "reasons": [r for c in claims for r in c.reasons],
-            "notes": [f"{NAMES[str(c.task)]}: {note}" for c in claims for note in c.notes],
+            "notes": [f"{TASK_NAMES[str(c.task)]}: {note}" for c in claims for note in c.notes],
             "method": f"intersection-union over {counted} (largest p, no correction); against it {len(tasks)} x the smallest opposite p",
             "steps": sorted({s for c in claims for s in c.steps}), "verdict": "inconclusive", "n_seeds": first.n_seeds,
             "n_examples": first.n_examples, "df": worst.df if worst else None,
@@ -115,21 +112,21 @@ def not_entering(claims: Sequence[Claim]) -> list[str]:
 def briefly(claim: Claim) -> str:
     """Why a claim cannot be decided: the tasks that cannot be decided, or its first reason."""
     if claim.task is None and (tasks := _by_task(claim)):
-        return ", ".join(f"{NAMES[task]} cannot be decided" for task in tasks)
+        return ", ".join(f"{TASK_NAMES[task]} cannot be decided" for task in tasks)
     return claim.reasons[0].text if claim.reasons else "nothing was measured"
 
 
 def said_reasons(claim: Claim) -> list[str]:
     """Why a claim cannot be decided, in sentences: one a reason, or one a task where the claim is on all tasks."""
     if claim.task is None and (tasks := _by_task(claim)):
-        return [f"inconclusive because {NAMES[task]} cannot be decided: {'; '.join(why)}" for task, why in tasks.items()]
+        return [f"inconclusive because {TASK_NAMES[task]} cannot be decided: {'; '.join(why)}" for task, why in tasks.items()]
     return [reason.text for reason in claim.reasons]
 
 
 def said(claim: Claim) -> list[str]:
     """All that is said of a claim, as it is read: the plan that does not cover it, whose estimate it is, reasons, notes, few seeds."""
     plan, seeds = ([r.text for r in claim.reservations if r.kind == kind] for kind in ("plan", "few_seeds"))
-    shown = [f"the estimate is the weakest task's: {NAMES[claim.weakest_task]}"] if claim.weakest_task else []
+    shown = [f"the estimate is the weakest task's: {TASK_NAMES[claim.weakest_task]}"] if claim.weakest_task else []
     first, last = [f"{NOT_CONFIRMATORY}: {text}" for text in plan], [f"{FIRST_LOOK}: {text}" for text in seeds]
     return [*first, *shown, *said_reasons(claim), *claim.notes, *last]
 

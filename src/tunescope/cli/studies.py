@@ -18,7 +18,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the new study; default: its file's. Its runs lie in runs/NAME.")] = None,
 ) -> None:
-    """Write a commented study file to edit, with a name of its own: its runs and data lie apart from those of the study it came from."""
+    """Write a commented study file to edit, with a name and title of its own: its runs and data lie apart from those of the template."""
     from tunescope.console import talk
     from tunescope.study.load import find_study
 
@@ -28,6 +28,7 @@ def init(
     text = find_study(study).read_text(encoding="utf-8")
     # In quotes: a file may be called 2024.yaml or on.yaml.
     text = re.sub(r"^  name: \S+", f'  name: "{own}"', text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^  title: .*", f'  title: "{own}"  # heads the report', text, count=1, flags=re.MULTILINE)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_DATA_FOLDER.sub(rf"\g<1>data/{own}", text, count=1), encoding="utf-8")
     talk.print(f"wrote {out}, study '{own}'; next: {command('plan', str(out))}", markup=False)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunescope.analysis.findings import Claim
-from tunescope.analysis.verdicts import NAMES
+from tunescope.study.schema import TASK_NAMES
 
 NONE = "–"
 MINUS = "−"
@@ -25,7 +25,7 @@ WORDS = {
 
 def task_name(task: str | None) -> str:
     """The name a task is known by; `all tasks` for None."""
-    return "all tasks" if task is None else NAMES.get(task, task)
+    return "all tasks" if task is None else TASK_NAMES.get(task, task)
 
 
 def metric_name(name: str) -> str:

@@ -22,6 +22,8 @@ from .rules import broken_placement, broken_rules
 
 TaskName = Literal["mrpc", "sst2", "rte", "squad_v2"]
 TASKS: tuple[TaskName, ...] = ("mrpc", "sst2", "rte", "squad_v2")
+TASK_NAMES = {"mrpc": "MRPC", "sst2": "SST-2", "rte": "RTE", "squad_v2": "SQuAD v2"}
+"""As their publishers write them."""
 Kind = Literal["data", "baseline", "base-probe", "train", "drift", "serve", "correlate"]
 KINDS: tuple[Kind, ...] = ("data", "baseline", "base-probe", "train", "drift", "serve", "correlate")
 Share = Annotated[float, Field(ge=0, le=1)]

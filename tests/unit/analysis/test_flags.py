@@ -9,7 +9,7 @@ from tunescope.analysis.flags import red_flags
 from tunescope.analysis.frames import collect
 from tunescope.analysis.scores import seeds_of
 from tunescope.analysis.statistical_analysis import analyse
-from tunescope.study.schema import AnalysisSpec
+from tunescope.study.schema import TASK_NAMES, AnalysisSpec
 
 STUDY = small_study()
 
@@ -29,7 +29,7 @@ def test_runs_of_one_task_that_were_computed_differently_are_flagged(frames, nam
     assert unlike(frames) == []
     task = next(iter(STUDY.tasks))
     frames.outputs(next(iter(seeds_of(frames, task, "lora").values())))[name] = other
-    assert len(unlike(frames)) == 1 and unlike(frames)[0].startswith(f"{task}: final runs differ in {name} (")
+    assert len(unlike(frames)) == 1 and unlike(frames)[0].startswith(f"{TASK_NAMES[task]}: final runs differ in {name} (")
 
 
 def test_the_settings_of_the_final_runs_are_a_table(frames):

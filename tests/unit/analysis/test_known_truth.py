@@ -278,7 +278,7 @@ def test_flags_from_expectations_and_notes(copy):
     path.write_text(json.dumps(result))
     found = findings_of(copy, study=small_study(tasks=tasks))
     texts = [r.text for r in found.red_flags]
-    assert sum("outside the expected 0.95 to 0.99 of full on sst2" in t for t in texts) == 3
+    assert sum("outside the expected 0.95 to 0.99 of full on SST-2" in t for t in texts) == 3
     assert "base weights changed during adapter training" in texts
     assert set(verdicts(found).values()) == {"supported"}  # flags never change a verdict
 

@@ -37,7 +37,7 @@ def test_nothing_to_flag():
 @pytest.mark.parametrize(("score", "raised"), [(0.899, True), (0.90, False), (0.93, False), (0.931, True)])
 def test_a_score_outside_its_expected_range(score, raised):
     found = flags({"full": score, "lora": 0.99})  # nothing is expected of lora
-    assert [s for s, _ in found] == ["full"] * raised and all("expected 0.9 to 0.93 of full on sst2" in t for _, t in found)
+    assert [s for s, _ in found] == ["full"] * raised and all("expected 0.9 to 0.93 of full on SST-2" in t for _, t in found)
 
 
 @pytest.mark.parametrize(
