@@ -198,16 +198,18 @@ def layers_table(p: Profiles) -> Table:
             continue
         steps += p.steps(task)
         rows += [(task, *line) for line in zip(*found, strict=True)]
-    columns = ("task", "layer", *p.methods, "difference", f"{100 * BAND_LEVEL:g} % low", f"{100 * BAND_LEVEL:g} % high", "p max")
+    band = (f"{100 * BAND_LEVEL:g} % low", f"{100 * BAND_LEVEL:g} % high")
+    columns = ("task", "layer", *p.methods, "difference", *band, "p max", "attainable p")
     note = (
         "Scored checkpoint, means over paired seeds. The band holds on all layers of a task at once (Bonferroni t over seeds); p max: "
-        "two-sided sign flip with the largest statistic over layers, one sign a seed on all layers. Profiles are descriptive."
+        "two-sided sign flip with the largest statistic over layers, one sign a seed on all layers; attainable p: the smallest that "
+        "so many seeds can give. Profiles are descriptive."
     )
     return table("Drift by layer", columns, rows, note, steps)
 
 
 def layer_differences(p: Profiles, task: str) -> tuple[list[Any], ...] | None:
-    """Per layer: number, candidate mean, reference mean, difference, band low, band high, p max. None without a paired seed."""
+    """Per layer: number, candidate mean, reference mean, difference, band low and high, p max, attainable p. None without a paired seed."""
     if (pair := p.pair(task)) is None:
         return None
     _, candidate_SL, reference_SL = pair
@@ -215,7 +217,8 @@ def layer_differences(p: Profiles, task: str) -> tuple[list[Any], ...] | None:
     low, high = simultaneous_band(differences_SL)
     layers = [int(k) for k in p.scored[task, p.methods[0]].columns]
     means = (candidate_SL.mean(axis=0), reference_SL.mean(axis=0), differences_SL.mean(axis=0), low, high, max_statistic(differences_SL))
-    return layers, *(v.tolist() for v in means)
+    attainable = sign_flip(differences_SL[:, 0]).attainable_p  # of the same sign vectors
+    return layers, *(v.tolist() for v in means), [attainable] * len(layers)
 
 
 def depth_table(p: Profiles) -> Table:

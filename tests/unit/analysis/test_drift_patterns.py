@@ -66,6 +66,7 @@ def test_layers_depth_and_tasks(found) -> None:
     assert list(mine.layer) == list(range(1, LAYERS + 1))
     assert mine.difference.mean() == pytest.approx((_scalars(frames, "rte", "lora") - _scalars(frames, "rte", "full")).mean())
     assert ((mine["95 % low"] < mine.difference) & (mine.difference < mine["95 % high"])).all() and (mine["p max"] == 0.25).all()
+    assert (mine["attainable p"] == 2 / 2**3).all()  # three seeds, two sides
     depth = tables["drift_depth"].set_index(["task", "method"])
     assert depth["late / early"].to_numpy() == pytest.approx(LAYERS) and set(depth["critical layers"]) == {"4"}
     across = tables["drift_cross_task"]
