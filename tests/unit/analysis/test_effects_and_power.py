@@ -96,6 +96,26 @@ def test_tukey_needs_three_methods_and_is_scipys():
     assert tukey(frame[frame.method != "c"]) == []
 
 
+def test_tukey_over_tasks_of_unequal_size_is_the_additive_models():
+    """Four methods, three tasks, a task with fewer seeds: contrasts of statsmodels' fit against the studentised range."""
+    rng, sizes = np.random.default_rng(1), {"x": 3, "y": 3, "z": 2}
+    cells = [(m, k, t) for k, m in enumerate("abcd") for t, n in sizes.items() for _ in range(3 if m == "d" else n)]
+    frame = pd.DataFrame([{"method": m, "task": t, "value": 0.05 * k + 0.3 * (t == "z") + rng.normal(0, 0.03)} for m, k, t in cells])
+    fit = ols("value ~ C(method) + C(task)", frame).fit()
+    rows = tukey(frame)
+    assert len(rows) == 6
+    for row in rows:
+        contrast = np.array(
+            [(p == f"C(method)[T.{row['method']}]") * 1.0 - (p == f"C(method)[T.{row['against']}]") for p in fit.params.index]
+        )
+        test = fit.t_test(contrast)
+        half = stats.studentized_range.ppf(0.95, 4, fit.df_resid) / math.sqrt(2) * float(test.sd.item())
+        assert row["difference"] == pytest.approx(float(test.effect.item()))
+        assert (row["low"], row["high"]) == pytest.approx((row["difference"] - half, row["difference"] + half))
+        p = stats.studentized_range.sf(abs(float(test.tvalue.item())) * math.sqrt(2), 4, fit.df_resid)
+        assert row["p_adjusted"] == pytest.approx(p, abs=1e-9)
+
+
 def test_within_task_correlation_is_the_ancova_one():
     rng = np.random.default_rng(2)
     groups = np.repeat(list("abcd"), 6)
