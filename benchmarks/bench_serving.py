@@ -15,7 +15,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +153,17 @@ def main() -> None:
 def teller(folder: Path, out: Path, start: float, seconds: float | None) -> Callable[[int, int, str], None]:
     """Called before the first launch and after each: keeps what is finished, and stops when one more might not end in time."""
     ends: list[float] = []
+    latest: dict[str, float] = {}
+    """Arm -> seconds of its last launch: the first of an arm compiles, and later ones do not."""
 
     def told(done: int, total: int, text: str) -> None:
         ends.append(time.monotonic())
-        took = [after - before for before, after in pairwise(ends)]
-        print(f"{done}/{total} {text}" + (f" {took[-1]:.0f} s" if took else ""), flush=True)
+        took = ends[-1] - ends[-2] if len(ends) > 1 else None
+        print(f"{done}/{total} {text}" + (f" {took:.0f} s" if took else ""), flush=True)
         save(folder, out)
-        more = max(took[1:] or took or [FIRST_LAUNCH_S])  # the first includes preparing
+        if took and len(ends) > 2:  # the first launch includes preparing
+            latest[text.split()[0]] = took
+        more = max(latest.values(), default=took or FIRST_LAUNCH_S)
         if seconds is not None and done < total and ends[-1] - start + more > seconds:
             raise OutOfTimeError(f"stopped at {done} of {total}: another launch of {more:.0f} s would not end within {seconds:g} s")
 
@@ -236,7 +239,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--launches", type=int, default=10)
     parser.add_argument("--max-cudagraph-capture-size", type=int, default=512, help="tokens; 0 leaves it to vLLM (2 x the largest batch)")
     parser.add_argument("--timeout", type=int, default=1800)
-    parser.add_argument("--seconds", type=float, help="start no launch that would not end within so many seconds, by the longest so far")
+    parser.add_argument("--seconds", type=float, help="start no launch that would not end within so many seconds (slowest last launch)")
     parser.add_argument("--rates", default="", help="open loop: mean arrivals a second, e.g. 4,16; empty leaves it out")
     parser.add_argument("--open-arms", default="base,merged,adapters_2")
     parser.add_argument("--open-requests", type=int, default=500)

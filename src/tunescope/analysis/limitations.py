@@ -119,7 +119,7 @@ def _serving(frames: Frames, claims: list[Claim]) -> Iterator[Said]:
     reach = min((tokens for r in finished(rows) if (tokens := graph_tokens(r))), default=None)
     if reach is not None and (most := largest_prefill(rows)) > reach:
         outside = f"CUDA graphs reach {reach} tokens a step, and prefills of up to {most} ran outside of them"
-        yield f"{outside}: there adapters cost time of the host, which a faster or slower one changes.", steps
+        yield f"{outside}: what adapters cost there depends on the speed of the host.", steps
     if loaded := busy(rows):
         yield f"{loaded}: part of what arms differ by may be that.", steps
     requests = frames.launches.requests  # the p99 of a cell is the median of its launches' own, so requests of several do not add up

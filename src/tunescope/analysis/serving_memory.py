@@ -53,20 +53,19 @@ def _typical(rows: Sequence[Row]) -> dict[str, Any]:
     cpu, told = any(r.get("device") == "cpu" for r in rows), telling(rows)
     return {
         "weights_and_slots": middle([weights_and_slots(r) for r in told]), "rounding": max(rounding(r) for r in told),
-        "slots": middle([r.get("lora_slot_bytes") for r in told]),
+        "slot_bytes": middle([r.get("lora_slot_bytes") for r in told]),
         "cache_tokens": None if cpu else middle([cache_tokens(r) for r in rows]),
         "max_loras": rows[0].get("max_loras"), "adapters": len(rows[0]["adapters"]), "engines": rows[0].get("engines", 1),
         "launches": len(rows),
     }  # fmt: skip
 
 
-def _memory_line(arm: str, held: dict[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
+def _memory_line(arm: str, held: Mapping[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
     slots, reference = held["max_loras"], start["weights_and_slots"] if start else None
-    told = held.pop("slots")
     added = (held["weights_and_slots"] - reference) / slots if slots and reference is not None else None
     off = (held["rounding"] + start["rounding"]) / slots if slots and start else 0.0
-    if slots and told is not None:
-        added, off = told / slots, 0.0
+    if slots and held["slot_bytes"] is not None:
+        added, off = held["slot_bytes"] / slots, 0.0
     span = None if added is None or not off else (max(added - off, 0.0), added + off)
     cache = start["cache_tokens"] if start else None
     share = held["cache_tokens"] / cache if cache and held["cache_tokens"] is not None else None

@@ -25,7 +25,7 @@ class VllmEngine:
         self._requests = {a["name"]: LoRARequest(a["name"], i, a["path"]) for i, a in enumerate(spec["adapters"], start=1)}
         memory = {"kv_cache_memory_bytes": spec["kv_cache_memory_bytes"]} if spec["device"] == "cpu" else {}
         wrapped = {"lora_target_modules": lora["target_modules"]} if lora and lora["target_modules"] else {}
-        graphs = {k: v for k, v in spec.items() if k == "max_cudagraph_capture_size"}
+        graphs = {"max_cudagraph_capture_size": spec["max_cudagraph_capture_size"]} if "max_cudagraph_capture_size" in spec else {}
         options = {k: lora[k] for k in ("max_loras", "max_cpu_loras", "max_lora_rank")} | {"enable_lora": True} if lora else {}
         self._llm = LLM(
             spec["model"],

@@ -252,10 +252,9 @@ def folder_sha256(folder: Path) -> str:
 
 
 def _adapter_settings(file: Path) -> bytes:
-    """The settings in an order of their own: PEFT stamps its version and keeps `target_modules` as a set, in an order that changes."""
+    """The settings in an order of their own: PEFT stamps its version, and its lists of modules are sets, whose order changes."""
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "peft_version"}
-    targets = config.get("target_modules")
-    return json.dumps(config | {"target_modules": sorted(targets) if isinstance(targets, list) else targets}, sort_keys=True).encode()
+    return json.dumps({k: sorted(v, key=str) if isinstance(v, list) else v for k, v in config.items()}, sort_keys=True).encode()
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def test_merge_equivalence_counts_labels():
         (AdapterSpec(options={"use_rslra": True}), "adapter.options.use_rslra.*did you mean 'use_rslora'"),
         (AdapterSpec(peft_type="LOHA", lora_alpha=32), "adapter.lora_alpha: LOHA has no such option"),
         (AdapterSpec(peft_type="PROMPT_TUNING"), "virtual tokens"),
+        (AdapterSpec(options={"bias": "some"}), "PEFT refuses it on this model: Requested bias: some, is not implemented"),
     ],
 )
 def test_adapters_that_cannot_be_are_clear_errors(spec, message):

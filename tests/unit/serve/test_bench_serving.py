@@ -27,6 +27,18 @@ def test_no_launch_is_started_that_would_not_end_in_time(bench, clock, tmp_path)
         told_at(clock, told, (335, 3))
 
 
+def test_an_arm_that_has_compiled_is_expected_to_take_what_it_took_last(bench, clock, tmp_path):
+    told = bench.teller(tmp_path, tmp_path, 0.0, 600)
+    for now, done, text in ((10, 0, "models"), (170, 1, "merged 1 of launches"), (320, 2, "adapters_2 1 of launches")):
+        clock[0] = now
+        told(done, 4, text)
+    clock[0] = 400
+    told(3, 4, "adapters_2 2 of launches")  # 150 s when it compiled, 80 s now
+    clock[0] = 530
+    with pytest.raises(bench.OutOfTimeError, match="another launch of 130 s"):
+        told(3, 4, "merged 2 of launches")
+
+
 def test_the_last_launch_and_a_session_without_a_limit_are_never_stopped(bench, clock, tmp_path):
     told_at(clock, bench.teller(tmp_path, tmp_path, 0.0, 400), (10, 0), (100, 1), (399, 4))
     told_at(clock, bench.teller(tmp_path, tmp_path, 0.0, None), (10, 0), (9000, 1))

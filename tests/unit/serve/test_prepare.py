@@ -96,6 +96,7 @@ def test_the_digest_of_a_folder_follows_its_content(base, tmp_path):
     ("change", "same"),
     [
         ({"target_modules": ["v_proj", "q_proj"]}, True),  # a set, whose order changes from process to process
+        ({"exclude_modules": ["b", "a"]}, True),
         ({"peft_version": "0.99"}, True),
         ({"target_modules": ["q_proj"]}, False),
         ({"lora_alpha": 1}, False),
@@ -104,7 +105,7 @@ def test_the_digest_of_a_folder_follows_its_content(base, tmp_path):
 def test_the_digest_of_an_adapter_is_that_of_its_settings_not_of_who_wrote_them(tmp_path, change, same):
     for name, changes in (("a", {}), ("b", change)):
         file = adapter(tmp_path / name) / "adapter_config.json"
-        settings = {"target_modules": ["q_proj", "v_proj"], "peft_version": "0.21.2", "lora_alpha": 16}
+        settings = {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["a", "b"], "peft_version": "0.21.2", "lora_alpha": 16}
         file.write_text(json.dumps(json.loads(file.read_text()) | settings | changes))
     assert (folder_sha256(tmp_path / "a") == folder_sha256(tmp_path / "b")) is same
 
