@@ -157,7 +157,7 @@ def layer_differences(material: Material) -> Chart:
     if not entry or not entry["rows"]:
         raise NoData("no task that was learned has a seed with drift records of both methods")
     frame = pd.DataFrame(entry["rows"], columns=entry["columns"])
-    low, high, p = frame.columns[-3:]
+    low, high = (next(c for c in frame.columns if c.endswith(end)) for end in ("% low", "% high"))
     spec = material.study.analysis
     tasks = _tasks(material, frame)
     figure, axes = panels([task_name(t) for t in tasks], height=2.4, sharey=True)
@@ -175,7 +175,7 @@ def layer_differences(material: Material) -> Chart:
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         furthest = mine.loc[mine.difference.abs().idxmax()]
         said.append(
-            f"{task_name(task)} {decimals(furthest.difference)} in layer {int(furthest.layer)}, smallest p {p_value(mine[p].min())}"
+            f"{task_name(task)} {decimals(furthest.difference)} in layer {int(furthest.layer)}, smallest p {p_value(mine['p max'].min())}"
         )
     axes[0].set_ylabel("difference in drift")
     legend_below(figure, axes)

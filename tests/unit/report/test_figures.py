@@ -12,7 +12,7 @@ from tunescope.report.drawing import Chart, Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
 from tunescope.report.figures_quality import claims, performance
 from tunescope.report.figures_serving import latency_throughput, overhead
-from tunescope.report.wording import decimals, percent
+from tunescope.report.wording import decimals, percent, task_name
 from tunescope.study.arms import arm_name
 
 from .conftest import Published
@@ -186,6 +186,18 @@ def test_one_method_alone_can_be_drawn(published: Published, tmp_path: Path) -> 
     findings = published.with_findings(table=[r for r in published.findings.table if r.method == "full"], claims=[], statistics={}).findings
     found = draw_all(replace(Material(findings, only, published.study)), tmp_path)
     assert {"performance", "drift_heatmap", "layer_profiles", "drift_evolution"} <= set(found.charts)
+
+
+def test_the_band_of_drift_differences_is_the_tables_and_holds_the_line(published: Published, drawn: Drawn) -> None:
+    entry = published.findings.statistics["drift_layers"]
+    rows = [dict(zip(entry["columns"], row, strict=True)) for row in entry["rows"]]
+    ax = drawn.charts["layer_differences"].figure.axes[0]
+    mine = [r for r in rows if task_name(r["task"]) == ax.get_title(loc="left")]
+    assert mine
+    corners = {(float(x), float(y)) for x, y in ax.collections[0].get_paths()[0].vertices}
+    for row in mine:
+        assert row["95 % low"] <= row["difference"] <= row["95 % high"]
+        assert {(row["layer"], row["95 % low"]), (row["layer"], row["95 % high"])} <= corners
 
 
 def test_quality_against_drift_shows_every_final_run_and_the_correlation_within_tasks(published: Published, drawn: Drawn) -> None:
