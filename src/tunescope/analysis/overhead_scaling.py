@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from tunescope.serve.overhead import Cell, Row, common_cells, log_ratios, side_by_side
+from tunescope.serve.overhead import Cell, Row, common_cells, finished, log_ratios, side_by_side
 
 from .regression import Line, fit_repeated_line
 from .regression import break_even as line_break_even
@@ -23,6 +24,12 @@ class OverheadModel(Line):
     fitted_range: tuple[int, int]
     points: tuple[tuple[int, float], ...]
     cells: tuple[Cell, ...]
+    apart: tuple[int, ...] = ()
+    """Numbers of adapters that were measured, but not in the launches that are fitted."""
+
+    def apart_text(self) -> str:
+        """That measured numbers of adapters are not fitted; "" where all are."""
+        return f"Not fitted, since measured in other launches: {', '.join(map(str, self.apart))} adapters. " if self.apart else ""
 
     def predict(self, adapters: float) -> tuple[float, bool]:
         """(overhead, extrapolated): the second is true outside the fitted range, and has to be shown with the number."""
@@ -30,8 +37,26 @@ class OverheadModel(Line):
         return self.intercept + self.slope * adapters, not low <= adapters <= high
 
 
+def measured_together(rows: Sequence[Row], baseline: str) -> dict[str, int]:
+    """The arms `adapters_N` that can be fitted launch by launch -> N: as many as possible that have two launches in common.
+
+    All of them in a study whose launches ended well; an arm that failed, or was measured in other sessions, leaves the others to be fitted.
+    Of as many arms the set with the most launches, then the one of the widest range; {} when no two arms have two launches in common.
+    """
+    counts = side_by_side(rows)
+    launches = {arm: {r["launch"] for r in finished(rows, arm)} for arm in (*counts, baseline)}
+    sets = [chosen for size in range(2, len(counts) + 1) for chosen in combinations(counts, size)]
+
+    def worth(chosen: tuple[str, ...]) -> tuple[int, int, int]:
+        shared = launches[baseline].intersection(*(launches[arm] for arm in chosen))
+        return len(chosen) if len(shared) > 1 else 0, len(shared), counts[chosen[-1]] - counts[chosen[0]]
+
+    best = max(sets, key=worth, default=())
+    return {arm: counts[arm] for arm in best} if best and worth(best)[0] else {}
+
+
 def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | None = None, level: float = 0.90) -> OverheadModel | None:
-    """Fit the model to the arms `adapters_N`, over the launches that measured all of them.
+    """Fit the model to the arms `adapters_N` that were `measured_together`, over the launches that measured all of them.
 
     The idle engine is no point: enabling and using adapters may cost differently, and the intercept is not the cost of enabling.
 
@@ -42,7 +67,8 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
     Returns:
         None with fewer than two numbers of adapters or two launches.
     """
-    arms = side_by_side(rows)
+    arms = measured_together(rows, baseline)
+    apart = tuple(n for arm, n in side_by_side(rows).items() if arm not in arms)
     if cells is None:
         largest = max((c[0] for c in common_cells(rows, [baseline])), default=0)
         arms = {arm: n for arm, n in arms.items() if n <= largest} or arms
@@ -55,7 +81,7 @@ def overhead_model(rows: Sequence[Row], baseline: str, cells: Sequence[Cell] | N
     y_KP = np.array([[math.expm1(v[k]) for v in values] for k in launches])
     line = fit_repeated_line(np.array(counts, float), y_KP, level)
     points = tuple((n, float(y)) for n, column in zip(counts, y_KP.T, strict=True) for y in column)
-    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=points, cells=tuple(cells))
+    return OverheadModel(**vars(line), fitted_range=(min(counts), max(counts)), points=points, cells=tuple(cells), apart=apart)
 
 
 @dataclass(frozen=True)

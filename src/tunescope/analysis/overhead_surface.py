@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tunescope.serve.overhead import Cell, Row, common_cells, log_ratios, side_by_side
+from tunescope.serve.overhead import Cell, Row, common_cells, log_ratios
 
+from .overhead_scaling import measured_together
 from .regression import RepeatedFit, fit_repeats
 
 TERMS = ("intercept", "each adapter", "each doubling of the batch")
@@ -56,15 +57,15 @@ class Surface:
 
 
 def surface(rows: Sequence[Row], baseline: str, prompt_length: int | None = None, sampling: str = "greedy") -> Surface | None:
-    """Fit the arms `adapters_N`; see `Surface`.
+    """Fit the arms `adapters_N` that were measured together; see `Surface`.
 
     Args:
         prompt_length: default: the one closest to 256 of those measured.
 
     Returns:
-        None with fewer than two launches that measured all points, or with points that cannot tell adapters from batch.
+        None with fewer than two launches that measured two arms, or with points that cannot tell adapters from batch.
     """
-    arms = side_by_side(rows)
+    arms = measured_together(rows, baseline)
     shared = {arm: [c for c in common_cells(rows, [arm, baseline]) if c[0] >= n and c[2] == sampling] for arm, n in arms.items()}
     lengths = {c[1] for found in shared.values() for c in found}
     if not lengths:

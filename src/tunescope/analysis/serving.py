@@ -104,7 +104,7 @@ def overhead_summary(frames: Frames, study: Study) -> dict[str, Any]:
     model, joint = overhead_model(rows, baseline), surface(rows, baseline)
     return {
         "tie_check": tie_check(rows),
-        "model": vars(model) if model else None,
+        "model": {**vars(model), "apart_text": model.apart_text()} if model else None,
         "break_even": vars(break_even(model, limit)) if model else None,
         "surface": joint.plain() if joint else None,
         "choices": [vars(choice) for choice in choices(rows)],

@@ -89,7 +89,7 @@ def scaling_table(m: Material, found: dict[str, Any]) -> Table:
         rows.append(("lack of fit, p", model["lack_of_fit_p"], None, None))
     if even:
         rows.append((f"break-even at {100 * even['limit']:g} %, adapters ({even['status']})", even["adapters"], even["low"], even["high"]))
-    where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. " if model else ""
+    where = f"Fitted on batches of {', '.join(map(str, sorted({c[0] for c in model['cells']})))}. {model['apart_text']}" if model else ""
     note = f"A line a launch, since overheads of one launch share its baseline; limits over launches. {where}" + (
         even["text"] if even else ""
     )

@@ -40,7 +40,8 @@ def overhead_adapters(material: Material) -> Chart:
     batches = ", ".join(map(str, sorted({c[0] for c in model.cells})))
     caption = (
         f"One point a launch, mean over batches of {batches}, those of one number of adapters drawn side by side; line: mean of the "
-        f"launches' own least-squares lines with its pointwise {model.level:.0%} band (t over launches){_beyond(ax, band)}. {even.text}"
+        f"launches' own least-squares lines with its pointwise {model.level:.0%} band (t over launches){_beyond(ax, band)}. "
+        f"{model.apart_text()}{even.text}"
     )
     alt = (
         f"Overhead = {percent(model.intercept)} + {percent(model.slope)} an adapter ({percent(model.slope_interval[0])} to "

@@ -6,7 +6,7 @@ from scipy import stats
 
 from launch_rows import cell, engines, row
 from tunescope.analysis.crossed import fieller
-from tunescope.analysis.overhead_scaling import OverheadModel, break_even, overhead_model
+from tunescope.analysis.overhead_scaling import OverheadModel, break_even, measured_together, overhead_model
 from tunescope.analysis.regression import lack_of_fit
 
 
@@ -34,6 +34,24 @@ def test_a_launch_that_lacks_an_arm_is_left_out():
     rows = [r for r in engines({1: 0.1, 2: 0.2}, launches=4, noise=0.05) if (r["arm"], r["launch"]) != ("adapters_2", 3)]
     assert overhead_model(rows, "merged").df == 2
     assert overhead_model([r for r in rows if r["launch"] in (0, 3)], "merged") is None, "one whole launch has no spread"
+
+
+def test_an_arm_measured_in_other_launches_leaves_the_rest_to_be_fitted():
+    together, apart = engines({1: 0.1, 4: 0.4}, launches=3, noise=0.02), engines({2: 0.2}, launches=10, noise=0.02)
+    rows = together + [{**r, "launch": r["launch"] + 3} for r in apart]
+    model, alone = overhead_model(rows, "merged"), overhead_model(together, "merged")
+    assert (model.slope, model.covariance, model.fitted_range, model.df) == (alone.slope, alone.covariance, (1, 4), 2)
+    assert model.apart == (2,) and "in other launches: 2 adapters" in model.apart_text()
+    assert alone.apart == () and alone.apart_text() == ""
+
+
+def test_of_as_many_arms_those_with_most_launches_are_fitted():
+    lack = {("adapters_1", 2), ("adapters_1", 3), ("adapters_4", 0), ("adapters_4", 1)}
+    rows = [r for r in engines({1: 0.1, 2: 0.2, 4: 0.4}, launches=5, noise=0.02) if (r["arm"], r["launch"]) not in lack]
+    assert measured_together(rows, "merged") == {"adapters_2": 2, "adapters_4": 4}, "three launches as 1 and 2 have, and the wider range"
+    rows = [r for r in rows if (r["arm"], r["launch"]) != ("adapters_4", 4)]
+    assert measured_together(rows, "merged") == {"adapters_1": 1, "adapters_2": 2}
+    assert measured_together(engines({1: 0.1, 2: 0.2}, launches=1), "merged") == {}
 
 
 def test_lack_of_fit_is_the_analysis_of_variance_against_pure_error():
