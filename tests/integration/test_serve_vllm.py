@@ -133,7 +133,7 @@ def test_an_engine_in_a_process_of_its_own_tells_what_it_holds():
         "              worker_extension_cls='tunescope.serve.held.HeldBytes')\n"
         "    print('HELD', *llm.collective_rpc('held_bytes')[0])\n"
     )
-    alone = environment("cpu") | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    alone = environment("cpu", True) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True, timeout=400, check=False)
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("HELD ")] or [run.stderr[-2000:]]
     weights, slots = map(int, line.split()[1:])

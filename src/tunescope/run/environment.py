@@ -1,10 +1,8 @@
 """The environment of a worker, fixed before its process starts: threads, determinism, device."""
 
-import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -33,21 +31,6 @@ def worker_environment(threads: int, device: str, gpu: int | str | None = None) 
         values["CUDA_VISIBLE_DEVICES"] = str(gpu)
         values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi, whose indices these are; CUDA's own puts the fastest first
     return values
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the duration of a block (what is started inside inherits them)."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, old in before.items():
-            if old is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = old
 
 
 def visible_gpus() -> list[str]:

@@ -2,22 +2,20 @@
 
 import contextlib
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+from tunescope.forking import environment, start_server
 from tunescope.study.schema import Kind
 
-from .environment import environment, worker_environment
+from .environment import worker_environment
 from .gpus import GpuRoom
 from .launcher import start
 from .lease import Process
@@ -131,9 +129,7 @@ class LocalExecutor:
         """Start the fork server with the workers' environment; its children inherit it."""
         if self._server_started or self._context.get_start_method() != "forkserver":
             return
-        self._context.set_forkserver_preload(list(PRELOAD))
-        with environment(worker_environment(self._threads, self.device)), _output_to(self._log):
-            multiprocessing.forkserver.ensure_running()
+        start_server(PRELOAD, worker_environment(self._threads, self.device), self._log)
         self._server_started = True
 
     def poll(self, timeout_s: float) -> list[Ended]:
@@ -181,24 +177,3 @@ def _signal(worker: subprocess.Popen[bytes] | BaseProcess, number: int) -> None:
         if _exit_code(worker) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, number)
-
-
-@contextlib.contextmanager
-def _output_to(path: Path | None) -> Iterator[None]:
-    """Point file descriptors 1 and 2 to a file while a process is started, so that its warnings do not tear the display."""
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        for source, target in zip(saved, (1, 2), strict=True):
-            os.dup2(source, target)
-            os.close(source)

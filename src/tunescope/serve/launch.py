@@ -1,6 +1,5 @@
-"""The child process of one launch: `python -m tunescope.serve.launch SPEC.json`. One engine, one row, then gone."""
+"""One launch as a process: `python -m tunescope.serve.launch SPEC.json`, or a fork that has vLLM. One engine, one row, then gone."""
 
-import gc
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,25 @@ SWITCH_TOKENS = 8
 """Output tokens of a switching request: few, so that the stall is a visible part of it."""
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, eager: bool) -> dict[str, str]:
     """Variables that vLLM and its libraries read while they are imported."""
     common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if device != "cpu":
         return common
     # One process and one thread keep a launch short on few cores and its times steady.
-    return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    common |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    # An eager engine still compiles the ranking of log-probabilities, which only the checks ask for: 2 to 4 s a launch.
+    return common | {"TORCH_COMPILE_DISABLE": "1"} if eager else common
 
 
-def prepare_environment(device: str) -> None:
+def prepare_environment(device: str, eager: bool) -> None:
     """Set the environment; must run before vLLM or torch is imported."""
-    os.environ.update(environment(device))
+    os.environ.update(environment(device, eager))
+    drop_variables()
+
+
+def drop_variables() -> None:
+    """Forget variables of this process that would change what is timed."""
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size asked for (whole GiB, seconds of page faults)
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)  # deterministic mode, which the worker sets for training; never while timing
 
@@ -48,21 +55,18 @@ def die_with_parent() -> None:
 
 def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Start the engine of a launch, check it, warm it, time it; returns the launch's row."""
-    started, imports = spec["started"], time.monotonic()
-    gc.disable()  # collecting while modules pile up is a fifth of the import time
-    from .engine import VllmEngine  # imports vLLM: 6 to 8 s on two slow cores
+    from . import imports
     from .measure import check_adapters, compilation, read_log, time_loading, time_unloading, warm
 
-    gc.enable()
     ready = time.monotonic()
-    engine, barrier = VllmEngine(spec), spec.get("barrier")
+    engine, barrier = imports.VllmEngine(spec), spec.get("barrier")
     meet(barrier, "engine")
     prompts = json.loads(Path(spec["prompts"]).read_text())
     pools, names = prompts["pools"], [a["name"] for a in spec["adapters"]]
     engine_start = time.monotonic() - ready
     engine.generate([next(iter(pools.values()))[0]], 1, "greedy", [None])
     answered = time.monotonic()
-    cold_start = answered - started
+    cold_start = answered - spec["started"] + imports.before_fork()
     load_s = time_loading(engine, names)
     check = check_adapters(engine, prompts["asks"], names, spec["minimum_difference"], mixed=spec["switching"] is None)
     for cell in [switching_cell(spec["switching"])] if spec["switching"] else spec["cells"]:
@@ -75,10 +79,11 @@ def run(spec: Mapping[str, Any]) -> dict[str, Any]:
     meet(barrier, "timed")  # an engine that ends gives its memory back, on the device where another is still timed
     unload_s = time_unloading(engine, names)
     compiled = compilation(read_log(spec["log"], position))
-    row = {"cold_start_s": cold_start, "import_s": ready - imports, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
+    row = {"cold_start_s": cold_start, "import_s": imports.SECONDS, "engine_start_s": engine_start, "load_s": load_s, "unload_s": unload_s}
     row |= {"worked_s": time.monotonic() - answered}
     row |= engine.facts() | {"compiled_during_inference": compiled is not None, "check": check, **timed}
-    engine.close()
+    if spec["device"] != "cpu":  # there the engine is this process, and what it would tidy up for seconds goes with it
+        engine.close()
     if compiled is not None:
         return row | {"ok": False, "error": f"rejected: the engine compiled during inference ({compiled[:200]})"}
     return row | {"ok": True, "error": None}
@@ -126,10 +131,28 @@ def write_row(path: str, row: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def main(spec_path: str) -> None:
+def forked(spec_path: str, log: str, alive: Connection) -> None:
+    """Entry point of a launch that is forked from a server which has imported vLLM; the rest is as if it were started plainly."""
+    lead(log, alive)
+    main(spec_path, {"started": time.monotonic()})
+
+
+def lead(log: str, alive: Connection) -> None:
+    """Make this process the leader of a group of its own that prints to the log.
+
+    Args:
+        alive: becomes standard input; its other end closes with the process that waits for this launch.
+    """
+    os.setsid()
+    with open(log, "wb") as out:
+        for source, target in ((alive.fileno(), 0), (out.fileno(), 1), (out.fileno(), 2)):
+            os.dup2(source, target)
+
+
+def main(spec_path: str, also: Mapping[str, Any] | None = None) -> None:
     """Run one launch and leave without the interpreter's clean-up."""
-    spec = json.loads(Path(spec_path).read_text())
-    prepare_environment(spec["device"])
+    spec = {**json.loads(Path(spec_path).read_text()), **(also or {})}
+    prepare_environment(spec["device"], spec["enforce_eager"])
     if spec["watch_stdin"]:
         die_with_parent()
     try:

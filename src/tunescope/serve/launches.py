@@ -17,12 +17,14 @@ from tunescope.study.schema import OpenLoopSpec, ServingSpec
 
 from .arms import accepted_rank, cells, launch_order, max_loras
 from .correctness import MINIMUM_DIFFERENCE
+from .launch import environment, forked
 from .machine import machine_state
-from .session import Row, keep_finished, run_launch, run_session
+from .session import ForkServer, Row, Started, keep_finished, run_launch, run_session
 
 if TYPE_CHECKING:
     from .prepare import Adapter, Materials
 
+LAUNCH = "tunescope.serve.launch"
 Tell = Callable[[Arm, "Materials"], dict[str, Any]]
 Start = Callable[[Arm, int, "Materials"], Row]
 
@@ -41,6 +43,8 @@ class Session:
     dtype: str
     eager: bool
     version: str
+    forks: ForkServer | None
+    """Starts closed-loop launches of one engine on a CPU."""
 
     @classmethod
     def open(cls, inputs: ServeInputs, ctx: StepContext, version: str) -> "Session":
@@ -50,7 +54,9 @@ class Session:
         planned_open = list(launch_order(list(dict.fromkeys(spec.open_loop.arms)), spec.open_loop.launches)) if spec.open_loop else []
         dtype = spec.dtype if spec.dtype != "auto" else "float32" if cpu else "bfloat16"
         eager = cpu if spec.enforce_eager == "auto" else spec.enforce_eager == "always"
-        return cls(spec, ctx, arms, planned, planned_open, dtype, eager, version)
+        log = ctx.folder / "logs" / "imports.txt"
+        forks = ForkServer(["tunescope.serve.imports"], forked, environment("cpu", eager), log) if cpu else None
+        return cls(spec, ctx, arms, planned, planned_open, dtype, eager, version, forks)
 
     @property
     def graphs(self) -> bool:
@@ -105,7 +111,7 @@ class Session:
 
     def _launch(self, arm: Arm, number: int, made: "Materials") -> Row:
         spec = self.launch_spec(arm, made) | {"started": time.monotonic()}
-        return self._child("tunescope.serve.launch", spec, arm, made, f"{arm.name}-{number}.txt")
+        return self._child(LAUNCH, spec, arm, made, f"{arm.name}-{number}.txt")
 
     def _launch_open(self, arm: Arm, number: int, made: "Materials") -> Row:
         spec = self.open_spec(arm, made) | {"client_seed": self.spec.seed + number}
@@ -117,7 +123,8 @@ class Session:
         result, spec_file = work / "row.json", work / "launch.json"
         before = machine_state(self.ctx.device)
         spec_file.write_text(json.dumps(told | {"result": str(result), "log": str(log)}))
-        row = run_launch([sys.executable, "-m", module, str(spec_file)], result, log, self.spec.launch_timeout_s)
+        start = self.forks.start if self.forks and module == LAUNCH and arm.engines == 1 else Started
+        row = run_launch([sys.executable, "-m", module, str(spec_file)], result, log, self.spec.launch_timeout_s, start)
         flags = {k: v for k, v in sorted(os.environ.items()) if k.startswith("VLLM_")}
         said = {"machine": {"before": before, "after": machine_state(self.ctx.device)}, "flags": flags}
         return self.described(arm, made) | {"cells": []} | row | said

@@ -200,7 +200,7 @@ def answer(url: str, model: str, prompt: Sequence[int], **more: Any) -> dict[str
 def main(spec_path: str) -> None:
     """Run one launch; the parent ends the server with the process group."""
     spec = json.loads(Path(spec_path).read_text())
-    prepare_environment(spec["device"])
+    prepare_environment(spec["device"], spec["enforce_eager"])
     if spec["watch_stdin"]:
         die_with_parent()
     try:

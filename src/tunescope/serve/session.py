@@ -1,6 +1,7 @@
 """Launches as child processes: start, time limit, end of the whole process group, and the file that keeps finished launches."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -8,10 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
+
+from tunescope.forking import environment, start_server
 
 Row = dict[str, Any]
 GIVE_UP_AFTER = 2
@@ -23,24 +28,102 @@ _NO_CAUSE = "Engine core initialization failed"
 """What vLLM's front end says when its engine core dies at the start; the reason is in the core's own traceback before it."""
 
 
-def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float) -> Row:
-    """Run one launch in a process group of its own and return its row; a dead or hung child gives an error row.
+class Child(Protocol):
+    """A launch's process, which leads a process group of its own. Its standard input stays open while the process that made this lives."""
 
-    The child's standard input stays open while this process lives, so that a child that watches it dies with it.
+    pid: int
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Its exit code, negative for a signal; None when it still runs."""
+        ...
+
+    def let_go(self) -> None:
+        """Close its standard input and kill what is left of it."""
+        ...
+
+
+Entry = Callable[[str, str, Connection], None]
+Start = Callable[[Sequence[str], Path], Child]
+"""Starts a command that prints to the log."""
+
+
+class Started:
+    """A command of its own."""
+
+    def __init__(self, command: Sequence[str], log: Path):
+        with open(log, "wb") as out:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        self.pid = self._process.pid
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def let_go(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class Forked:
+    """A process forked from the fork server; `variables` are the server's environment, should it have to start again."""
+
+    def __init__(self, entry: Entry, spec: str, log: Path, variables: Mapping[str, str]):
+        log.write_bytes(b"")
+        alive, self._alive = multiprocessing.Pipe(duplex=False)
+        self._process = multiprocessing.get_context("forkserver").Process(target=entry, args=(spec, str(log), alive))
+        with environment(variables):
+            self._process.start()
+        alive.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        self._process.join(timeout_s)
+        return self._process.exitcode
+
+    def let_go(self) -> None:
+        self._alive.close()
+        self._process.kill()
+        self._process.join()
+
+
+@dataclass(frozen=True)
+class ForkServer:
+    """Starts launches as forks of a process that has imported vLLM. For engines on a CPU: a forked process cannot use CUDA safely."""
+
+    modules: Sequence[str]
+    entry: Entry
+    """Runs in the fork, with what `python -m tunescope.serve.launch` is told, the log, and what becomes its standard input."""
+    variables: Mapping[str, str]
+    log: Path
+    """Of the imports."""
+
+    def start(self, command: Sequence[str], log: Path) -> Child:
+        """A fork that does what the command would do; the command itself where the server cannot be had."""
+        start_server(self.modules, self.variables, self.log)
+        try:
+            return Forked(self.entry, command[-1], log, self.variables)
+        except (OSError, EOFError):  # the server died
+            return Started(command, log)
+
+
+def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float, start: Start = Started) -> Row:
+    """Run one launch in a process group of its own and return its row; a dead or hung child gives an error row.
 
     Args:
         result: the file the child writes its row to, in one piece.
         log: receives all output of the child and its own children.
+        start: starts the command, or what comes to the same.
     """
     result.unlink(missing_ok=True)
-    with open(log, "wb") as out:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code: int | None = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end_group(child)
+    child = start(command, log)
+    try:
+        code = child.wait(timeout_s)
+    finally:
+        _end_group(child)
     if result.is_file():
         row: Row = json.loads(result.read_text())
         return row
@@ -50,7 +133,7 @@ def run_launch(command: Sequence[str], result: Path, log: Path, timeout_s: float
     return {"ok": False, "error": f"the engine's process {how} and left no result ({tail(log)})"}
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def _end_group(child: Child) -> None:
     """Kill the child's process group and wait until it is gone: the next engine needs its memory."""
     deadline = time.monotonic() + _GONE_WITHIN_S
     while time.monotonic() < deadline:
@@ -58,13 +141,11 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # PermissionError: macOS, a group of zombies
             break
-        child.poll()
+        child.wait(0)
         if not _runs(child.pid):
             break
         time.sleep(0.02)
-    if child.stdin is not None:
-        child.stdin.close()
-    child.wait()
+    child.let_go()
 
 
 def _runs(group: int) -> bool:

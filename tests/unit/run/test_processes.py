@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from fake_steps import calls, control
+from tunescope.forking import environment
 from tunescope.run.driver import Policy
-from tunescope.run.environment import environment, worker_environment
+from tunescope.run.environment import worker_environment
 from tunescope.run.files import read_json, write_json
 from tunescope.run.gpus import Gpu, GpuRoom
 from tunescope.run.lease import Process, Taken, hold, read_lease

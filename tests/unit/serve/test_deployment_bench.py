@@ -65,7 +65,7 @@ class Fakes:
             references={"base": [-1.0], "sst2": [-2.0], "squad_v2": [-3.0]},
         )
 
-    def child(self, command, result, log, timeout):
+    def child(self, command, result, log, timeout, start):
         spec = json.loads(Path(command[-1]).read_text())
         arm = "merged" if spec["model"] == "/merged" else "adapters_2" if spec["adapters"] else "base"
         self.commands.append((arm, spec))

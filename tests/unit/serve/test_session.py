@@ -1,4 +1,5 @@
 import json
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import fake_launch
 from tunescope.serve.launch import environment, failed_row, prepare_environment, write_row
-from tunescope.serve.session import append_row, keep_finished, read_rows, root_cause, run_launch, run_session
+from tunescope.serve.session import ForkServer, append_row, keep_finished, read_rows, root_cause, run_launch, run_session
 
 
 def python(tmp_path, code, timeout=20.0, **kwargs):
@@ -122,6 +124,65 @@ def test_a_launch_dies_with_a_killed_session(tmp_path):
     assert wait_gone(int(pid_file.read_text()))
 
 
+def fork(tmp_path, what, timeout=20.0, modules=("json",), **variables):
+    """The row of a fork of `fake_launch`, or of the command beside it where no fork could be had."""
+    server = ForkServer(modules, fake_launch.fork, {"TUNESCOPE_TEST_FORK": what, **variables}, tmp_path / "imports.txt")
+    command = [sys.executable, "-c", "raise SystemExit('started plainly')", str(tmp_path / "row.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.forkserver, "_forkserver", server_of_its_own := multiprocessing.forkserver.ForkServer())
+        for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+            patch.setattr(multiprocessing.forkserver, name, getattr(server_of_its_own, name))
+        try:
+            return run_launch(command, tmp_path / "row.json", tmp_path / "log.txt", timeout, server.start)
+        finally:
+            server_of_its_own._stop()
+
+
+def test_a_forked_launch_gives_its_row_in_the_servers_environment_and_prints_to_its_log(tmp_path):
+    row = fork(tmp_path, "row")
+    assert row["ok"] and row["said"] == "row" and row["leads"]
+    assert (tmp_path / "log.txt").read_text() == "a word\n"
+
+
+def test_a_forked_launch_that_dies_tells_how(tmp_path):
+    assert "SIGKILL" in fork(tmp_path, "killed")["error"]
+    row = fork(tmp_path, "fails")
+    assert "exit code 1" in row["error"] and "out of memory" in row["error"]
+
+
+def test_a_forked_launch_that_hangs_ends_at_the_time_limit(tmp_path):
+    start = time.monotonic()
+    assert "time limit of 2 s" in fork(tmp_path, "hangs", timeout=2.0)["error"] and time.monotonic() - start < 15
+    assert wait_gone(int((tmp_path / "row.json.pid").read_text()))
+
+
+def test_a_launch_starts_plainly_when_the_fork_server_dies_while_it_imports(tmp_path):
+    (tmp_path / "deadly.py").write_text("import os; print('a broken library', flush=True); os._exit(3)")
+    assert "started plainly" in fork(tmp_path, "row", modules=["deadly"], PYTHONPATH=str(tmp_path))["error"]
+    assert "a broken library" in (tmp_path / "imports.txt").read_text()
+
+
+def test_a_module_that_the_server_lacks_is_left_to_the_fork(tmp_path):
+    assert fork(tmp_path, "row", modules=["no_such_module"])["ok"]
+
+
+def test_a_forked_launch_dies_with_a_killed_session(tmp_path):
+    parent = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import fake_launch; from pathlib import Path\n"
+        "from tunescope.serve.session import ForkServer, run_launch; row = Path(sys.argv[1])\n"
+        "server = ForkServer(['json'], fake_launch.fork, {'TUNESCOPE_TEST_FORK': 'hangs'}, row.with_name('imports'))\n"
+        "run_launch(['no such program', str(row)], row, row.with_name('log'), 60, server.start)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "row"), str(Path(fake_launch.__file__).parent)])
+    pid_file = tmp_path / "row.pid"
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not (pid_file.is_file() and pid_file.read_text()):
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert wait_gone(int(pid_file.read_text()))
+
+
 CORE_DIED = """\
 (EngineCore pid=7) ERROR 11-26 [core.py:1165] Traceback (most recent call last):
 (EngineCore pid=7) ERROR 11-26 [core.py:1165] ValueError: Free memory on device cuda:0 (30.1/79.1 GiB) is less than desired
@@ -211,12 +272,14 @@ def test_a_launch_that_keeps_failing_is_tried_twice_and_no_more(tmp_path):
 def test_the_environment_of_a_cpu_launch_is_one_process_and_one_thread(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for name, value in environment("cpu").items():
+    for name, value in environment("cpu", True).items():
         monkeypatch.setenv(name, value)
-    prepare_environment("cpu")
+    prepare_environment("cpu", True)
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and os.environ["OMP_NUM_THREADS"] == "1"
     assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment("cuda")
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment("cuda", False)
+    assert environment("cpu", True)["TORCH_COMPILE_DISABLE"] == "1"
+    assert all("TORCH_COMPILE_DISABLE" not in environment(*other) for other in (("cpu", False), ("cuda", True), ("cuda", False)))
 
 
 def test_a_row_is_written_in_one_piece(tmp_path):
