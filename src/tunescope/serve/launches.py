@@ -54,8 +54,7 @@ class Session:
         planned_open = list(launch_order(list(dict.fromkeys(spec.open_loop.arms)), spec.open_loop.launches)) if spec.open_loop else []
         dtype = spec.dtype if spec.dtype != "auto" else "float32" if cpu else "bfloat16"
         eager = cpu if spec.enforce_eager == "auto" else spec.enforce_eager == "always"
-        log = ctx.folder / "logs" / "imports.txt"
-        forks = ForkServer(["tunescope.serve.imports"], forked, environment("cpu", eager), log) if cpu else None
+        forks = ForkServer(["tunescope.serve.imports"], forked, environment("cpu", eager)) if cpu else None
         return cls(spec, ctx, arms, planned, planned_open, dtype, eager, version, forks)
 
     @property

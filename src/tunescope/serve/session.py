@@ -98,12 +98,10 @@ class ForkServer:
     entry: Entry
     """Runs in the fork, with what `python -m tunescope.serve.launch` is told, the log, and what becomes its standard input."""
     variables: Mapping[str, str]
-    log: Path
-    """Of the imports."""
 
     def start(self, command: Sequence[str], log: Path) -> Child:
         """A fork that does what the command would do; the command itself where the server cannot be had."""
-        start_server(self.modules, self.variables, self.log)
+        start_server(self.modules, self.variables, None)
         try:
             return Forked(self.entry, command[-1], log, self.variables)
         except (OSError, EOFError):  # the server died

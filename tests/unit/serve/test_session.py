@@ -126,7 +126,7 @@ def test_a_launch_dies_with_a_killed_session(tmp_path):
 
 def fork(tmp_path, what, timeout=20.0, modules=("json",), **variables):
     """The row of a fork of `fake_launch`, or of the command beside it where no fork could be had."""
-    server = ForkServer(modules, fake_launch.fork, {"TUNESCOPE_TEST_FORK": what, **variables}, tmp_path / "imports.txt")
+    server = ForkServer(modules, fake_launch.fork, {"TUNESCOPE_TEST_FORK": what, **variables})
     command = [sys.executable, "-c", "raise SystemExit('started plainly')", str(tmp_path / "row.json")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing.forkserver, "_forkserver", server_of_its_own := multiprocessing.forkserver.ForkServer())
@@ -157,9 +157,8 @@ def test_a_forked_launch_that_hangs_ends_at_the_time_limit(tmp_path):
 
 
 def test_a_launch_starts_plainly_when_the_fork_server_dies_while_it_imports(tmp_path):
-    (tmp_path / "deadly.py").write_text("import os; print('a broken library', flush=True); os._exit(3)")
+    (tmp_path / "deadly.py").write_text("import os; os._exit(3)")
     assert "started plainly" in fork(tmp_path, "row", modules=["deadly"], PYTHONPATH=str(tmp_path))["error"]
-    assert "a broken library" in (tmp_path / "imports.txt").read_text()
 
 
 def test_a_module_that_the_server_lacks_is_left_to_the_fork(tmp_path):
@@ -170,7 +169,7 @@ def test_a_forked_launch_dies_with_a_killed_session(tmp_path):
     parent = (
         "import sys; sys.path.insert(0, sys.argv[2]); import fake_launch; from pathlib import Path\n"
         "from tunescope.serve.session import ForkServer, run_launch; row = Path(sys.argv[1])\n"
-        "server = ForkServer(['json'], fake_launch.fork, {'TUNESCOPE_TEST_FORK': 'hangs'}, row.with_name('imports'))\n"
+        "server = ForkServer(['json'], fake_launch.fork, {'TUNESCOPE_TEST_FORK': 'hangs'})\n"
         "run_launch(['no such program', str(row)], row, row.with_name('log'), 60, server.start)"
     )
     killed = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "row"), str(Path(fake_launch.__file__).parent)])
