@@ -26,9 +26,10 @@ PRELOAD = (
     "wandb", "wandb.sdk.launch", "tunescope.data.prepare", "tunescope.train.finetune", "tunescope.train.baselines",
     "tunescope.drift.drift_analysis", "tunescope.analysis.correlate",
 )  # fmt: skip
-"""Loaded once in the fork server: 8 to 10 s of imports that each step would pay otherwise; wandb.sdk.launch is 2 s of them, when a run starts.
+"""Loaded once in the fork server: 8 to 10 s of imports that each step would pay otherwise, 2 s of them wandb.sdk.launch, for starting a run.
 
-A module that is missing is skipped."""
+A module that is missing is skipped.
+"""
 PLAIN_START: frozenset[Kind] = frozenset({"serve"})
 """Kinds that are always started plainly: an inference engine starts processes and threads of its own."""
 GRACE_S = 5.0
