@@ -26,7 +26,7 @@ PRELOAD = (
     "wandb", "wandb.sdk.launch", "tunescope.data.prepare", "tunescope.train.finetune", "tunescope.train.baselines",
     "tunescope.drift.drift_analysis", "tunescope.analysis.correlate",
 )  # fmt: skip
-"""Loaded once in the fork server: 8 to 10 s of imports that each step would pay otherwise, 2 s of them wandb.sdk.launch, for starting a run.
+"""Loaded once in the fork server: 8 to 10 s of imports that each step would pay otherwise, 2 s of them wandb.sdk.launch, to start a run.
 
 A module that is missing is skipped.
 """
