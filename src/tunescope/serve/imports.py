@@ -13,7 +13,6 @@ drop_variables()
 from .engine import VllmEngine  # noqa: E402 - imports vLLM: 8 to 15 s on two slow cores
 
 gc.enable()
-gc.freeze()
 
 SECONDS = time.monotonic() - _start
 _PROCESS = os.getpid()

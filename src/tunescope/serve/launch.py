@@ -1,5 +1,6 @@
 """One launch as a process: `python -m tunescope.serve.launch SPEC.json`, or a fork that has vLLM. One engine, one row, then gone."""
 
+import gc
 import json
 import os
 import signal
@@ -140,6 +141,7 @@ def write_row(path: str, row: Mapping[str, Any]) -> None:
 def forked(spec_path: str, log: str, alive: Connection) -> None:
     """Entry point of a launch that is forked from a server which has imported vLLM; the rest is as if it were started plainly."""
     lead(log, alive)
+    gc.freeze()  # what was imported stays, so that no collection goes through it again
     main(spec_path, {"started": time.monotonic()})
 
 
