@@ -31,7 +31,8 @@ $(RUN_STAMP): $(PINS) pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.run-*
 	@echo "installing the pinned environment into $(VENV) (a few minutes the first time)" >&2
-	$(PIP) -r requirements.txt $(SERVE)
+	$(PIP) --no-compile -r requirements.txt $(SERVE)
+	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true   # on all cores, where pip compiles on one
 	$(PIP) --editable .
 	@touch $@
 

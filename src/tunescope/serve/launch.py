@@ -31,6 +31,7 @@ def environment(device: str, eager: bool) -> dict[str, str]:
         return common
     # One process and one thread keep a launch short on few cores and its times steady.
     common |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    common |= {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow would start a thread on import, before the fork
     # An eager engine still compiles the ranking of log-probabilities, which only the checks ask for: 2 to 4 s a launch.
     return common | {"TORCH_COMPILE_DISABLE": "1"} if eager else common
 
