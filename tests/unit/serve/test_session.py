@@ -35,6 +35,16 @@ def wait_gone(pid, seconds=10.0):
     return gone(pid)
 
 
+def killed_once_it_runs(session, pid_file):
+    """Kill a session once its launch has told its process id; returns that id."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not (pid_file.is_file() and pid_file.read_text()):
+        time.sleep(0.05)
+    session.send_signal(signal.SIGKILL)
+    session.wait()
+    return int(pid_file.read_text())
+
+
 WRITES = "import json,sys; json.dump({'ok': True, 'error': None, 'x': 1}, open(sys.argv[1], 'w'))"
 
 
@@ -115,13 +125,7 @@ def test_a_launch_dies_with_a_killed_session(tmp_path):
         f"run_launch([sys.executable, '-c', {child!r}, str(row)], row, row.with_name('log'), 60)"
     )
     session = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "row")])
-    pid_file = tmp_path / "row.pid"
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not (pid_file.is_file() and pid_file.read_text()):
-        time.sleep(0.05)
-    session.send_signal(signal.SIGKILL)
-    session.wait()
-    assert wait_gone(int(pid_file.read_text()))
+    assert wait_gone(killed_once_it_runs(session, tmp_path / "row.pid"))
 
 
 def fork(tmp_path, what, timeout=20.0, modules=("json",), **variables):
@@ -173,13 +177,7 @@ def test_a_forked_launch_dies_with_a_killed_session(tmp_path):
         "run_launch(['no such program', str(row)], row, row.with_name('log'), 60, server.start)"
     )
     killed = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "row"), str(Path(fake_launch.__file__).parent)])
-    pid_file = tmp_path / "row.pid"
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not (pid_file.is_file() and pid_file.read_text()):
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert wait_gone(int(pid_file.read_text()))
+    assert wait_gone(killed_once_it_runs(killed, tmp_path / "row.pid"))
 
 
 CORE_DIED = """\
