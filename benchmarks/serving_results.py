@@ -15,6 +15,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ from tunescope.study.schema import ModelSpec, ServingSpec, Study
 
 DRAWN = ("overhead", "overhead_adapters", "serving_scaling", "latency_throughput", "serving_memory", "switching")
 STEP = "serve"
+BASELINE = "merged"
 _NO_GRID = ("arms", "launches", "launch_timeout_s", "open_loop")
 """Settings that may differ between sessions of one benchmark; open loops are compared where a session has one."""
 
@@ -81,11 +83,12 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     grid["open_loop"] = _open_loop(asked)
     folder = scratch / "joined"
     folder.mkdir()
-    said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
-    (folder / "asked.json").write_text(json.dumps(said))
     for name in ("launches.jsonl", "open_loop.jsonl"):
         rows = _numbered_on([out / name for out in outs])
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
+    said["first_launches"] = _first_launches(outs, asked)
+    (folder / "asked.json").write_text(json.dumps(said))
     checked = [json.loads(path.read_text()) for out in outs if (path := out / "correctness.json").is_file()]
     if checked:
         shown = next((each for each in checked if not each["ok"]), checked[0])  # one session that serves something else spoils all
@@ -134,6 +137,16 @@ def _numbered_on(files: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
+def _first_launches(outs: list[Path], asked: list[dict[str, Any]]) -> list[int]:
+    """The number that the first launch of each session has, by the same count as `_numbered_on`."""
+    firsts: list[int] = []
+    after = 0
+    for out, each in zip(outs, asked, strict=True):
+        firsts += [after + first for first in each.get("first_launches", [0])]
+        after += max((row["launch"] + 1 for row in read_rows(out / "launches.jsonl") if row["ok"]), default=0)
+    return firsts
+
+
 def publish(outs: list[Path], to: Path) -> None:
     """Write the folder."""
     to.mkdir(parents=True, exist_ok=True)
@@ -180,7 +193,27 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str],
     if any(frames.outputs(step).get("correct") is False for step in frames.of_kind("serve")):
         said.append("**Served outputs differ from their references (correctness.json): do not use these figures unexplained.**")
     said += ["## What it says", *(f"- {line}" for line in advice)]
+    said += [by_session(rows, asked["first_launches"])] if len(asked["first_launches"]) > 1 else []
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
+
+
+def by_session(rows: list[dict[str, Any]], first_launches: list[int]) -> str:
+    """Markdown of the baseline's time per token in every session: intervals cover launches, and not what differs between sessions."""
+    batches = sorted({cell["batch_size"] for row in rows for cell in row["cells"]})
+    head = f"| Launches | Arms | Prompt | Sampling | {' | '.join(f'batch {b}' for b in batches)} |\n|{'---|' * (4 + len(batches))}"
+    lines = []
+    for first, after in zip(first_launches, [*first_launches[1:], max(row["launch"] for row in rows) + 1], strict=True):
+        own = [row for row in rows if first <= row["launch"] < after]
+        arms = ", ".join(dict.fromkeys(row["arm"] for row in own))
+        cells = [cell for row in own if row["arm"] == BASELINE for cell in row["cells"]]
+        for prompt, sampling in sorted({(cell["prompt_length"], cell["sampling"]) for cell in cells}):
+            own_cells = [cell for cell in cells if (cell["prompt_length"], cell["sampling"]) == (prompt, sampling)]
+            of = {b: [cell["ms_per_token"] for cell in own_cells if cell["batch_size"] == b] for b in batches}
+            values = " | ".join(f"{median(of[b]):.2f}" if of[b] else "–" for b in batches)
+            lines.append(f"| {first} to {after - 1} | {arms} | {prompt} | {sampling} | {values} |")
+    note = f"Median milliseconds a token of {BASELINE} over the launches of each session, counted from 0. The intervals of this page "
+    note += "cover launches, not hosts or days: compare arms of different sessions only as far as these rows agree."
+    return f"## The baseline in each session\n\n{head}\n" + "\n".join(lines) + f"\n\n{note}"
 
 
 def machine(rows: list[dict[str, Any]]) -> str:

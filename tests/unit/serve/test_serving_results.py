@@ -40,6 +40,24 @@ def test_launches_of_sessions_are_numbered_on_and_stay_paired(results, tmp_path)
     assert asked["serving"] == {"arms": ["base", "merged"], "launches": 5, "open_loop": None} and asked["command"] == "bench one\nbench two"
 
 
+def test_sessions_stay_known_when_a_published_folder_is_joined_again(results, tmp_path):
+    outs = [session(tmp_path / "one", ["merged"], 3), session(tmp_path / "two", ["merged"], 2)]
+    (tmp_path / "first").mkdir()
+    published = results.joined(outs, tmp_path / "first")
+    asked, _ = joined_rows(results, tmp_path, [published, session(tmp_path / "three", ["merged"], 4)])
+    assert asked["first_launches"] == [0, 3, 5]
+
+
+def test_the_baseline_is_told_for_each_session(results):
+    def row(launch, ms, arm="merged"):
+        cell = {"batch_size": 2, "prompt_length": 256, "sampling": "greedy", "ms_per_token": ms}
+        return {"arm": arm, "launch": launch, "cells": [cell]}
+
+    text = results.by_session([row(0, 1.0), row(1, 3.0), row(1, 9.0, "adapters_2"), row(2, 4.0)], [0, 2])
+    assert "| 0 to 1 | merged, adapters_2 | 256 | greedy | 2.00 |" in text  # the median of merged alone
+    assert "| 2 to 2 | merged | 256 | greedy | 4.00 |" in text
+
+
 def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
     outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1, digest="b")]
     with pytest.raises(ValueError, match=r"two/launches\.jsonl: arm 'base' was not set up as in the sessions before"):
