@@ -15,9 +15,10 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
+
+import pandas as pd
 
 from tunescope.analysis.findings import Findings
 from tunescope.analysis.frames import Frames, collect
@@ -31,7 +32,7 @@ from tunescope.report.tables import serving_table
 from tunescope.report.tables_statistics import statistics_tables
 from tunescope.report.tabular import Table
 from tunescope.serve.machine import busy
-from tunescope.serve.overhead import graph_tokens
+from tunescope.serve.overhead import cell_table, graph_tokens
 from tunescope.serve.session import read_rows
 from tunescope.study.arms import SAME_SHAPE, parse_arm
 from tunescope.study.load import load_study
@@ -39,7 +40,6 @@ from tunescope.study.schema import ModelSpec, ServingSpec, Study
 
 DRAWN = ("overhead", "overhead_adapters", "serving_scaling", "latency_throughput", "serving_memory", "switching")
 STEP = "serve"
-BASELINE = "merged"
 _NO_GRID = ("arms", "launches", "launch_timeout_s", "open_loop")
 """Settings that may differ between sessions of one benchmark; open loops are compared where a session has one."""
 
@@ -86,8 +86,10 @@ def joined(outs: list[Path], scratch: Path) -> Path:
     for name in ("launches.jsonl", "open_loop.jsonl"):
         rows = _numbered_on([out / name for out in outs])
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = {"command": "\n".join(each["command"] for each in asked), "model": asked[0]["model"], "serving": grid}
-    said["first_launches"] = _first_launches(outs, asked)
+    offsets = _offsets([out / "launches.jsonl" for out in outs])
+    firsts = [offset + first for offset, each in zip(offsets, asked, strict=True) for first in each.get("first_launches", [0])]
+    commands = "\n".join(each["command"] for each in asked)
+    said = {"command": commands, "model": asked[0]["model"], "serving": grid, "first_launches": firsts}
     (folder / "asked.json").write_text(json.dumps(said))
     checked = [json.loads(path.read_text()) for out in outs if (path := out / "correctness.json").is_file()]
     if checked:
@@ -122,29 +124,27 @@ def _open_loop(asked: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {**opened[0], "arms": arms, "launches": sum(each["launches"] for each in opened)}
 
 
+def _offsets(files: list[Path]) -> list[int]:
+    """What is added to the launch numbers of each session."""
+    found = [0]
+    for file in files:
+        found.append(found[-1] + max((row["launch"] + 1 for row in read_rows(file) if row["ok"]), default=0))
+    return found[:-1]
+
+
 def _numbered_on(files: list[Path]) -> list[dict[str, Any]]:
     """The good launches of all sessions, those of each numbered on after the one before."""
     alike: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    for file in files:
-        first, before = max((row["launch"] + 1 for row in rows), default=0), [{**row, "launch": None} for row in rows]
+    for file, offset in zip(files, _offsets(files), strict=True):
+        before = [{**row, "launch": None} for row in rows]
         for row in (row for row in read_rows(file) if row["ok"]):
             if alike.setdefault(row["arm"], row["digest"]) != row["digest"]:
                 raise ValueError(f"{file}: arm '{row['arm']}' was not set up as in the sessions before, so they are not one benchmark")
             if {**row, "launch": None} in before:
                 raise ValueError(f"{file}: launch {row['launch']} of '{row['arm']}' is in a folder before too; give each session once")
-            rows.append(row | {"launch": row["launch"] + first})
+            rows.append(row | {"launch": row["launch"] + offset})
     return rows
-
-
-def _first_launches(outs: list[Path], asked: list[dict[str, Any]]) -> list[int]:
-    """The number that the first launch of each session has, by the same count as `_numbered_on`."""
-    firsts: list[int] = []
-    after = 0
-    for out, each in zip(outs, asked, strict=True):
-        firsts += [after + first for first in each.get("first_launches", [0])]
-        after += max((row["launch"] + 1 for row in read_rows(out / "launches.jsonl") if row["ok"]), default=0)
-    return firsts
 
 
 def publish(outs: list[Path], to: Path) -> None:
@@ -193,27 +193,26 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str],
     if any(frames.outputs(step).get("correct") is False for step in frames.of_kind("serve")):
         said.append("**Served outputs differ from their references (correctness.json): do not use these figures unexplained.**")
     said += ["## What it says", *(f"- {line}" for line in advice)]
-    said += [by_session(rows, asked["first_launches"])] if len(asked["first_launches"]) > 1 else []
+    if len(asked["first_launches"]) > 1:
+        said.append(by_session(rows, asked["first_launches"], study.analysis.overhead_baseline_arm))
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 
 
-def by_session(rows: list[dict[str, Any]], first_launches: list[int]) -> str:
+def by_session(rows: list[dict[str, Any]], first_launches: list[int], baseline: str) -> str:
     """Markdown of the baseline's time per token in every session: intervals cover launches, and not what differs between sessions."""
     batches = sorted({cell["batch_size"] for row in rows for cell in row["cells"]})
-    head = f"| Launches | Arms | Prompt | Sampling | {' | '.join(f'batch {b}' for b in batches)} |\n|{'---|' * (4 + len(batches))}"
-    lines = []
+    lines = ["| Launches | Arms | Prompt | Sampling |" + "".join(f" batch {b} |" for b in batches), "|---" * (4 + len(batches)) + "|"]
     for first, after in zip(first_launches, [*first_launches[1:], max(row["launch"] for row in rows) + 1], strict=True):
         own = [row for row in rows if first <= row["launch"] < after]
-        arms = ", ".join(dict.fromkeys(row["arm"] for row in own))
-        cells = [cell for row in own if row["arm"] == BASELINE for cell in row["cells"]]
-        for prompt, sampling in sorted({(cell["prompt_length"], cell["sampling"]) for cell in cells}):
-            own_cells = [cell for cell in cells if (cell["prompt_length"], cell["sampling"]) == (prompt, sampling)]
-            of = {b: [cell["ms_per_token"] for cell in own_cells if cell["batch_size"] == b] for b in batches}
-            values = " | ".join(f"{median(of[b]):.2f}" if of[b] else "–" for b in batches)
-            lines.append(f"| {first} to {after - 1} | {arms} | {prompt} | {sampling} | {values} |")
-    note = f"Median milliseconds a token of {BASELINE} over the launches of each session, counted from 0. The intervals of this page "
-    note += "cover launches, not hosts or days: compare arms of different sessions only as far as these rows agree."
-    return f"## The baseline in each session\n\n{head}\n" + "\n".join(lines) + f"\n\n{note}"
+        numbers, arms = f"{first} to {after - 1}" if after - first > 1 else f"{first}", ", ".join(dict.fromkeys(row["arm"] for row in own))
+        cells = cell_table([row for row in own if row["arm"] == baseline])
+        wide = cells.pivot_table(index=["prompt_length", "sampling"], columns="batch_size", values="ms_per_token_median")
+        for (prompt, sampling), times in wide.reindex(columns=batches).iterrows():
+            values = "".join(f" {ms:.2f} |" if pd.notna(ms) else " – |" for ms in times)
+            lines.append(f"| {numbers} | {arms} | {prompt} | {sampling} |{values}")
+    note = f"Medians over launches of the milliseconds a token of {baseline}. The intervals of this page cover launches, not what differs "
+    note += "between sessions: compare arms of different sessions only as far as these rows agree."
+    return "\n\n".join(["## The baseline in each session", "\n".join(lines), note])
 
 
 def machine(rows: list[dict[str, Any]]) -> str:

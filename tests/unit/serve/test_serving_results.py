@@ -50,12 +50,13 @@ def test_sessions_stay_known_when_a_published_folder_is_joined_again(results, tm
 
 def test_the_baseline_is_told_for_each_session(results):
     def row(launch, ms, arm="merged"):
-        cell = {"batch_size": 2, "prompt_length": 256, "sampling": "greedy", "ms_per_token": ms}
-        return {"arm": arm, "launch": launch, "cells": [cell]}
+        cell = {"batch_size": 2, "prompt_length": 256, "output_tokens": 8, "sampling": "greedy", "adapters_active": 0, "note": ""}
+        cell |= {"requests": 4, "ms_per_token": ms, "tokens_per_s": 1.0} | {key: [1.0] * 3 for key in ("ttft_ms", "tpot_ms", "latency_ms")}
+        return {"arm": arm, "launch": launch, "ok": True, "adapters": [], "cells": [cell]}
 
-    text = results.by_session([row(0, 1.0), row(1, 3.0), row(1, 9.0, "adapters_2"), row(2, 4.0)], [0, 2])
+    text = results.by_session([row(0, 1.0), row(1, 3.0), row(1, 9.0, "adapters_2"), row(2, 4.0)], [0, 2], "merged")
     assert "| 0 to 1 | merged, adapters_2 | 256 | greedy | 2.00 |" in text  # the median of merged alone
-    assert "| 2 to 2 | merged | 256 | greedy | 4.00 |" in text
+    assert "| 2 | merged | 256 | greedy | 4.00 |" in text
 
 
 def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
