@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ import pandas as pd
 
 from tunescope.analysis.findings import Findings
 from tunescope.analysis.frames import Frames, collect
-from tunescope.analysis.overhead import launch_rows
+from tunescope.analysis.overhead import launch_rows, registered_cells
 from tunescope.analysis.serving import overhead_summary, serving_rows
 from tunescope.analysis.tables import Material as Tabled
 from tunescope.analysis.tables_serving import serving_tables
@@ -31,8 +32,8 @@ from tunescope.report.figures import FIGURES
 from tunescope.report.tables import serving_table
 from tunescope.report.tables_statistics import statistics_tables
 from tunescope.report.tabular import Table
-from tunescope.serve.machine import busy
-from tunescope.serve.overhead import cell_table, graph_tokens
+from tunescope.serve.machine import busy, loop_times
+from tunescope.serve.overhead import Ratio, cell_table, graph_tokens, overhead_ratio
 from tunescope.serve.session import read_rows
 from tunescope.study.arms import SAME_SHAPE, parse_arm
 from tunescope.study.load import load_study
@@ -194,7 +195,7 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str],
         said.append("**Served outputs differ from their references (correctness.json): do not use these figures unexplained.**")
     said += ["## What it says", *(f"- {line}" for line in advice)]
     if len(asked["first_launches"]) > 1:
-        said.append(by_session(rows, asked["first_launches"], study.analysis.overhead_baseline_arm))
+        said += [by_session(rows, asked["first_launches"], study.analysis.overhead_baseline_arm), within_sessions(rows, asked, study)]
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 
 
@@ -202,9 +203,8 @@ def by_session(rows: list[dict[str, Any]], first_launches: list[int], baseline: 
     """Markdown of the baseline's time per token in every session: intervals cover launches, and not what differs between sessions."""
     batches = sorted({cell["batch_size"] for row in rows for cell in row["cells"]})
     lines = ["| Launches | Arms | Prompt | Sampling |" + "".join(f" batch {b} |" for b in batches), "|---" * (4 + len(batches)) + "|"]
-    for first, after in zip(first_launches, [*first_launches[1:], max(row["launch"] for row in rows) + 1], strict=True):
-        own = [row for row in rows if first <= row["launch"] < after]
-        numbers, arms = f"{first} to {after - 1}" if after - first > 1 else f"{first}", ", ".join(dict.fromkeys(row["arm"] for row in own))
+    for numbers, own in sessions(rows, first_launches):
+        arms = ", ".join(dict.fromkeys(row["arm"] for row in own))
         cells = cell_table([row for row in own if row["arm"] == baseline])
         wide = cells.pivot_table(index=["prompt_length", "sampling"], columns="batch_size", values="ms_per_token_median")
         for (prompt, sampling), times in wide.reindex(columns=batches).iterrows():
@@ -213,6 +213,36 @@ def by_session(rows: list[dict[str, Any]], first_launches: list[int], baseline: 
     note = f"Medians over launches of the milliseconds a token of {baseline}. The intervals of this page cover launches, not what differs "
     note += "between sessions: compare arms of different sessions only as far as these rows agree."
     return "\n\n".join(["## The baseline in each session", "\n".join(lines), note])
+
+
+def sessions(rows: list[dict[str, Any]], first_launches: list[int]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The numbers of each session's launches, in words, and their rows."""
+    for first, after in zip(first_launches, [*first_launches[1:], max(row["launch"] for row in rows) + 1], strict=True):
+        yield f"{first} to {after - 1}" if after - first > 1 else f"{first}", [r for r in rows if first <= r["launch"] < after]
+
+
+def within_sessions(rows: list[dict[str, Any]], asked: dict[str, Any], study: Study) -> str:
+    """Markdown of what each session alone says of its arms, over the registered cells: against the baseline and the registered arm."""
+    spec, cells = study.analysis, registered_cells(study)
+    against = (spec.overhead_baseline_arm, spec.overhead_arm)
+    head = ["Launches", "Arm", *(f"{what} {arm}" for arm in against for what in ("Over", "90 % limits,", "Pairs,"))]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for numbers, own in sessions(rows, asked["first_launches"]):
+        for arm in dict.fromkeys(row["arm"] for row in own if row["arm"] != spec.overhead_baseline_arm):
+            found = [overhead_ratio(own, arm, other, cells) if arm != other else None for other in against]
+            if any(found):
+                lines.append(f"| {numbers} | {arm} |" + "".join(f" {text} |" for each in found for text in _shown(each)))
+    sizes = ", ".join(str(cell[0]) for cell in cells)
+    note = f"Time per token over the other arm's less 1, batches of {sizes}, prompts of {spec.overhead_prompt_length}, greedy, over the "
+    note += "launches that both arms have in that session. Few pairs give wide limits; they are free of what differs between sessions."
+    return "\n\n".join(["## What each session says alone", "\n".join(lines), note])
+
+
+def _shown(found: Ratio | None) -> tuple[str, str, str]:
+    if found is None:
+        return "–", "–", "–"
+    limits = f"[{found.low - 1:+.0%}, {found.high - 1:+.0%}]" if found.low is not None and found.high is not None else "–"
+    return f"{found.ratio - 1:+.0%}", limits, str(found.launches)
 
 
 def machine(rows: list[dict[str, Any]]) -> str:
@@ -229,6 +259,8 @@ def machine(rows: list[dict[str, Any]]) -> str:
     before, after = ([r["machine"][when]["load_average_1min"] for r in rows] for when in ("before", "after"))
     text += f" Load of the host before a launch: {min(before):.1f} to {max(before):.1f}, after it {min(after):.1f} to {max(after):.1f}."
     text += f" {said}." if (said := busy(rows)) else ""
+    if times := loop_times(rows):
+        text += f" A Python loop on one core, before and after {len(times) // 2} of the launches: {min(times):.1f} to {max(times):.1f} ms."
     return text + (f" SM clock after a launch: {clocks[0]} to {clocks[-1]}." if clocks else " CPU figures say nothing about a GPU.")
 
 

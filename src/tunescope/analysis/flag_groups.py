@@ -38,6 +38,7 @@ GROUPS: tuple[tuple[Severity, str, str], ...] = (
     ("doubtful", "runs-unlike", r"final runs differ in"),
     ("doubtful", "interval-odd", r"the interval (has no width|is .* wide)|every per-task p is"),
     ("doubtful", "machine-busy", r"ran on a busy machine"),
+    ("doubtful", "machine-uneven", r"times as long at some launches as at others"),
     ("doubtful", "overhead-falls", r"overhead falls from"),
     ("doubtful", "drift-pattern", r"drift falls over training|early layers drift more|drifts more than"),
     ("doubtful", "no-noise-floor", r"no base-probe step"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tunescope.serve.machine import busy
+from tunescope.serve.machine import busy, uneven
 from tunescope.serve.overhead import P99_REQUESTS, finished, graph_tokens, largest_prefill
 from tunescope.study.schema import TASK_NAMES, Study
 
@@ -120,8 +120,8 @@ def _serving(frames: Frames, claims: list[Claim]) -> Iterator[Said]:
     if reach is not None and (most := largest_prefill(rows)) > reach:
         outside = f"CUDA graphs reach {reach} tokens a step, and prefills of up to {most} ran outside of them"
         yield f"{outside}: what adapters cost there depends on the speed of the host.", steps
-    if loaded := busy(rows):
-        yield f"{loaded}: part of what arms differ by may be that.", steps
+    for disturbed in filter(None, (busy(rows), uneven(rows))):
+        yield f"{disturbed[0].upper()}{disturbed[1:]}: part of what arms differ by may be that.", steps
     requests = frames.launches.requests  # the p99 of a cell is the median of its launches' own, so requests of several do not add up
     least = int(requests.min()) if len(requests) else P99_REQUESTS
     if least < P99_REQUESTS:

@@ -14,6 +14,7 @@ import psutil
 
 from tunescope import __version__
 from tunescope.errors import PrerequisiteError
+from tunescope.serve.machine import cpu_name
 
 from .environment import gpu_lines
 from .files import read_json, write_json
@@ -31,22 +32,13 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=True),
         "ram_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
         "driver": gpus[0].get("driver") if gpus else None,
         "cuda": _cuda(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def _cuda() -> str | None:

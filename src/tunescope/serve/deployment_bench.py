@@ -21,7 +21,7 @@ from tunescope.study.inputs import ServeInputs
 
 from .correctness import correctness, problems
 from .launches import Session
-from .machine import busy
+from .machine import busy, uneven
 from .session import Row
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _conclude(session: Session, rows: Sequence[Row], opened: Sequence[Row], made
         "failed_arms": {arm: error for arm, error in errors.items() if not any(r["arm"] == arm for r in good)},
     }
     notes = _notes(session, rows, checked, outputs) + _open_notes(session, opened)
-    notes += [text] if (text := busy([*rows, *opened])) else []
+    notes += [text for said in (busy, uneven) if (text := said([*rows, *opened]))]
     return StepResult(resources=resources(good), outputs=outputs, notes=notes)
 
 

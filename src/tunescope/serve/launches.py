@@ -18,7 +18,7 @@ from tunescope.study.schema import OpenLoopSpec, ServingSpec
 from .arms import accepted_rank, cells, launch_order, max_loras
 from .correctness import MINIMUM_DIFFERENCE
 from .launch import environment, forked
-from .machine import machine_state
+from .machine import gpus, machine_state
 from .session import ForkServer, Row, Started, keep_finished, run_launch, run_session
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Session:
 
         content = {
             "vllm": self.version,
-            "gpu": [line.split(",")[0] for line in machine_state(self.ctx.device).get("gpu", [])],
+            "gpu": [line.split(",")[0] for line in gpus(self.ctx.device)],
             "model": folder_sha256(Path(told["model"])),
             "adapters": [{"name": a["name"], "sha256": folder_sha256(Path(a["path"]))} for a in told["adapters"]],
             "prompts": fingerprint(json.loads(made.prompts.read_text())),

@@ -49,6 +49,17 @@ def test_launches_on_a_busy_machine_are_told_with_their_number(frames, study):
     assert f"{told}: part of what arms differ by may be that." in said(loaded, study)
 
 
+def test_a_host_that_changes_its_speed_is_told(frames, study):
+    rows = [dict(row) for row in frames.documents["serve"]["launches.jsonl"]]
+    for n, row in enumerate(rows):
+        row["machine"] = {
+            when: {"load_average_1min": 1.0, "python_loop_ms": {"median": 3.5 + 3.5 * (n % 2)}} for when in ("before", "after")
+        }
+    uneasy = replace(frames, documents={"serve": {**frames.documents["serve"], "launches.jsonl": rows}})
+    told = "The host took up to 2.0 times as long at some launches as at others (3.5 to 7.0 ms a Python loop, before and after launches)"
+    assert code_of(told) == "machine-uneven" and f"{told}: part of what arms differ by may be that." in said(uneasy, study)
+
+
 @pytest.mark.parametrize(("reach", "told"), [(None, "CUDA graphs reach 128 tokens a step, and prefills of up to "), (100_000, None)])
 def test_prefills_outside_of_graphs_are_told(frames, study, reach, told):
     rows = [dict(row) | {"device": "cuda", "enforce_eager": False, "max_num_seqs": 64, "max_cudagraph_capture_size": reach}

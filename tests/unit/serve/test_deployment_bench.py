@@ -278,7 +278,7 @@ def test_asking_for_vllm_does_not_import_it():
 
 def test_launches_of_another_kind_of_gpu_are_not_mixed_in(fakes, monkeypatch):
     def gpu(name):
-        monkeypatch.setattr(launches, "machine_state", lambda device: {"gpu": [f"{name}, 570.1, 1980 MHz, 40"]})
+        monkeypatch.setattr(launches, "gpus", lambda device: [f"{name}, 570.1, 1980 MHz, 40"])
 
     gpu("NVIDIA H100")
     fakes.run()

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tunescope.serve import machine
-from tunescope.serve.machine import busy
+from tunescope.serve.machine import busy, uneven
 
 
 def test_a_step_records_its_own_gpus_only(tmp_path, monkeypatch):
@@ -70,3 +70,20 @@ def test_launches_without_cores_in_their_record_are_not_judged():
     assert busy([{"ok": True, "machine": {"before": {"load_average_1min": 99.0}, "after": {}}}, {"ok": True}]) == ""
     state = machine.machine_state("cpu")
     assert state["cores"] >= 1 and state["load_average_1min"] >= 0
+
+
+def test_the_speed_of_the_host_is_told_by_one_loop():
+    """Twice the turns take about twice as long: the figure is a time of the loop and no constant."""
+    loop = machine.machine_state("cpu")["python_loop_ms"]
+    assert 0 < loop["median"] <= loop["max"]
+    once, twice = (min(machine.python_loop_ms(turns)["median"] for _ in range(3)) for turns in (50_000, 100_000))
+    assert 1.5 < twice / once < 2.7
+
+
+@pytest.mark.parametrize(("times", "told"), [((3.6, 5.3), False), ((3.6, 5.4), True), ((6.1, 6.0), False)])
+def test_a_host_that_changes_its_speed_between_launches_is_told(times, told):
+    rows = [{"ok": True, "machine": {when: {"python_loop_ms": {"median": ms, "max": 9.0}} for when in ("before", "after")}} for ms in times]
+    lost = {"ok": False, "machine": {when: {"python_loop_ms": {"median": 99.0, "max": 99.0}} for when in ("before", "after")}}
+    older = {"ok": True, "machine": {"before": {"load_average_1min": 1.0}, "after": {"load_average_1min": 1.0}}}
+    assert ("took up to 1.5 times as long" in uneven([*rows, lost, older])) is told
+    assert uneven([older, {"ok": True}]) == ""

@@ -59,6 +59,24 @@ def test_the_baseline_is_told_for_each_session(results):
     assert "| 2 | merged | 256 | greedy | 4.00 |" in text
 
 
+def test_each_session_speaks_for_itself(results):
+    """What two sessions say together may be their difference; the ratio within one is not."""
+
+    def row(launch, ms, arm):
+        return {"arm": arm, "launch": launch, "ok": True, "cells": [cell(size, ms) for size in (2, 4, 8, 16)]}
+
+    def cell(size, ms):
+        return {"batch_size": size, "prompt_length": 256, "sampling": "greedy", "ms_per_token": ms}
+
+    times = {"merged": (2.0, 2.0, 4.0), "adapters_2": (3.0, 3.0, 5.0), "adapters_2_narrow": (2.4, 2.4)}
+    rows = [row(n, ms, arm) for arm, each in times.items() for n, ms in enumerate(each)]
+    study = results.load_study("lora_vs_full").study
+    text = results.within_sessions(rows, {"first_launches": [0, 2]}, study)
+    assert "| 0 to 1 | adapters_2 | +50% | [+50%, +50%] | 2 | – | – | – |" in text
+    assert "| 0 to 1 | adapters_2_narrow | +20% | [+20%, +20%] | 2 | -20% | [-20%, -20%] | 2 |" in text
+    assert "| 2 | adapters_2 | +25% | – | 1 | – | – | – |" in text and "| 2 | adapters_2_narrow" not in text
+
+
 def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
     outs = [session(tmp_path / "one", ["base"], 1), session(tmp_path / "two", ["base"], 1, digest="b")]
     with pytest.raises(ValueError, match=r"two/launches\.jsonl: arm 'base' was not set up as in the sessions before"):
