@@ -131,8 +131,9 @@ def latency_throughput(material: Material) -> Chart:
         mine = sorted((r for r in rows if r.arm == arm), key=lambda r: r.batch_size)
         x, y = [r.tokens_per_s_median for r in mine], [float(r.latency_p50_ms or 0) for r in mine]
         ax.plot(x, y, color=colour, marker=marker, ls=dash, ms=4, lw=1, label=arm_name(arm))
-        for r, here, there in zip(mine, x, y, strict=True) if arm == numbered else ():
-            ax.annotate(f"{r.batch_size}", (here, there), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=colour)
+        for r, here in zip(mine, x, strict=True) if arm == numbered else ():
+            below = min(float(other.latency_p50_ms or 0) for other in rows if other.batch_size == r.batch_size)
+            ax.annotate(f"{r.batch_size}", (here, below), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=colour)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(y=0.16)  # room for the numbers
@@ -150,8 +151,8 @@ def latency_throughput(material: Material) -> Chart:
         for r in rows
     )
     caption = (
-        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers under the line of "
-        f"{arm_name(numbered)} are batch sizes. Lower and further right is better."
+        f"Medians over launches, prompts of {rows[0].prompt_length} tokens, {rows[0].sampling}, closed loop; numbers are batch sizes, each "
+        f"below the point of {arm_name(numbered)}. Lower and further right is better."
     )
     return Chart("latency_throughput", "Latency against throughput", caption, f"{alt}.", _steps(rows), figure)
 

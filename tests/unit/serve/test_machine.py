@@ -73,11 +73,11 @@ def test_launches_without_cores_in_their_record_are_not_judged():
 
 
 def test_the_speed_of_the_host_is_told_by_one_loop():
-    """Twice the turns take about twice as long: the figure is a time of the loop and no constant."""
+    """Ten times the turns take about ten times as long: the figure is a time of the loop and no constant."""
     loop = machine.machine_state("cpu")["python_loop_ms"]
     assert 0 < loop["median"] <= loop["max"]
-    once, twice = (min(machine.python_loop_ms(turns)["median"] for _ in range(3)) for turns in (50_000, 100_000))
-    assert 1.5 < twice / once < 2.7
+    few, many = (min(machine.python_loop_ms(turns)["median"] for _ in range(3)) for turns in (10_000, 100_000))
+    assert 4 < many / few < 25  # a shared core goes at two speeds
 
 
 @pytest.mark.parametrize(("times", "told"), [((3.6, 5.3), False), ((3.6, 5.4), True), ((6.1, 6.0), False)])
