@@ -30,6 +30,8 @@ Mode = Literal["auto", "live", "plain", "none"]
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress, notes and errors. Data go to stdout by `print`."""
 MARK = {"done": "✓", "failed": "✗", "blocked": "–"}
+TIME = "time    "
+"""How the line with the time left begins: it changes while nothing happens."""
 COLOUR = {"done": "green", "running": "cyan", "stale": "yellow", "todo": "white", "failed": "red", "blocked": "magenta"}
 
 
@@ -216,10 +218,17 @@ class StatusText:
     all_flags: bool = False
 
     def lines(self, states: States, ids: Collection[str]) -> list[str]:
-        """The counts, what runs or went wrong, what to do next, what is left, then the flags of the steps asked for."""
+        """The counts, the time left while steps run, these and what went wrong, what to do next, what is left, then the flags."""
         chosen = [s for i, s in states.items() if i in ids]
         flags = [flag for flag in self.flags(states) if flag[0] in ids]
-        return [counts(chosen), *_acute(chosen), *self._next(states, chosen), *_left(chosen), *self._flag_lines(flags)]
+        return [
+            counts(chosen),
+            *_time_left(states, ids),
+            *_acute(chosen),
+            *self._next(states, chosen),
+            *_left(chosen),
+            *self._flag_lines(flags),
+        ]
 
     def _next(self, states: States, chosen: Sequence[StepState]) -> list[str]:
         """What to type now."""
@@ -253,6 +262,18 @@ class StatusText:
 def _first(flags: Sequence[Flag]) -> str:
     step, text = flags[0]
     return f"{step}: {text}" if len(flags) == 1 else f"e.g. {step}: {text}"
+
+
+def _time_left(states: States, ids: Collection[str]) -> list[str]:
+    """How long what is left takes with as many steps at once as run now, whoever runs them; nothing while none does."""
+    running = {i: lease.since for i in ids if (lease := states[i].lease)}
+    if not running:
+        return []
+    left = remaining_s(states, running, ids, len(running), time.time())
+    many = "one step at a time" if len(running) == 1 else f"{len(running)} steps at once"
+    return [
+        TIME + (f"about {duration(max(left, 1))} with {many}, as now" if left is not None else "known after the first step of each kind")
+    ]
 
 
 def _acute(chosen: Iterable[StepState]) -> list[str]:
@@ -310,11 +331,11 @@ def watch_status(read: Callable[[], States], ids: Collection[str], text: StatusT
             if live:
                 shown = fitting(lines, screen.height)
                 live.update(Text("\n".join(shown), no_wrap=True, overflow="ellipsis"), refresh=True)
-            elif lines != before:
+            elif (news := [line for line in lines if not line.startswith(TIME)]) != before:
                 print("\n".join([_clock(), *lines]), flush=True)
+                before = news
             if all(states[i].status in ("done", "failed", "blocked") for i in ids):
                 return
-            before = lines
             time.sleep(every_s)
 
 

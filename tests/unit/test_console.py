@@ -82,6 +82,18 @@ def test_the_time_left_comes_from_medians_and_counts_what_already_ran():
     assert console.remaining_s({**found, **states(state("serve", "todo"))}, {}, ["serve"], 1, 0.0) is None
 
 
+def test_the_status_tells_the_time_left_while_steps_run(monkeypatch):
+    """A step takes 20 s: two that have run for 8, and two that have not begun, make 64 s of work."""
+    monkeypatch.setattr(console.time, "time", lambda: 108.0)
+    lease = Lease("there", 1, 0.0, 100.0, 107.0)
+    done, ran = state("train/1", "done", 20.0), state("train/2", "running", lease=lease)
+    found = states(done, ran, state("train/3", "running", lease=lease), state("train/4", "todo"), state("train/5", "todo"))
+    assert text().lines(found, set(found))[1] == "time    about 32 s with 2 steps at once, as now"
+    assert text().lines(found, {"train/2"})[1] == "time    about 12 s with one step at a time, as now"
+    assert text().lines(states(ran), {"train/2"})[1] == "time    known after the first step of each kind"
+    assert not any(line.startswith("time") for line in text().lines(states(done, state("train/4", "todo")), {"train/1", "train/4"}))
+
+
 def test_watching_prints_changes_only_and_ends_when_nothing_is_left(capsys):
     lease = Lease("here", 1, 0.0, 0.0, 0.0, done=3, total=9, text="loss 1.2")
     looks = iter(
