@@ -196,6 +196,7 @@ def page(asked: dict[str, Any], frames: Frames, study: Study, advice: list[str],
     said += ["## What it says", *(f"- {line}" for line in advice)]
     if len(asked["first_launches"]) > 1:
         said += [by_session(rows, asked["first_launches"], study.analysis.overhead_baseline_arm), within_sessions(rows, asked, study)]
+    said += [text] if (text := against_each_other(rows, study)) else []
     return "\n\n".join([*said, *figures, *(markdown(t) for t in tables)]).replace("\n\n- ", "\n- ") + "\n"
 
 
@@ -222,27 +223,42 @@ def sessions(rows: list[dict[str, Any]], first_launches: list[int]) -> Iterator[
 
 
 def within_sessions(rows: list[dict[str, Any]], asked: dict[str, Any], study: Study) -> str:
-    """Markdown of what each session alone says of its arms, over the registered cells: against the baseline and the registered arm."""
-    spec, cells = study.analysis, registered_cells(study)
-    against = (spec.overhead_baseline_arm, spec.overhead_arm)
-    head = ["Launches", "Arm", *(f"{what} {arm}" for arm in against for what in ("Over", "90 % limits,", "Pairs,"))]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    """Markdown of what each session alone says of its arms over the baseline, over the registered cells."""
+    baseline, cells = study.analysis.overhead_baseline_arm, registered_cells(study)
+    lines = ["| Launches | Arm | Over baseline | 90 % limits | Pairs |", "|---|---|---|---|---|"]
     for numbers, own in sessions(rows, asked["first_launches"]):
-        for arm in dict.fromkeys(row["arm"] for row in own if row["arm"] != spec.overhead_baseline_arm):
-            found = [overhead_ratio(own, arm, other, cells) if arm != other else None for other in against]
-            if any(found):
-                lines.append(f"| {numbers} | {arm} |" + "".join(f" {text} |" for each in found for text in _shown(each)))
-    sizes = ", ".join(str(cell[0]) for cell in cells)
-    note = f"Time per token over the other arm's less 1, batches of {sizes}, prompts of {spec.overhead_prompt_length}, greedy, over the "
-    note += "launches that both arms have in that session. Few pairs give wide limits; they are free of what differs between sessions."
+        for arm in dict.fromkeys(row["arm"] for row in own if row["arm"] != baseline):
+            if found := overhead_ratio(own, arm, baseline, cells):
+                lines.append(f"| {numbers} | {arm} |{_shown(found)}")
+    note = f"{_said(study)} Few pairs give wide limits; they are free of what differs between sessions."
     return "\n\n".join(["## What each session says alone", "\n".join(lines), note])
 
 
-def _shown(found: Ratio | None) -> tuple[str, str, str]:
-    if found is None:
-        return "–", "–", "–"
-    limits = f"[{found.low - 1:+.0%}, {found.high - 1:+.0%}]" if found.low is not None and found.high is not None else "–"
-    return f"{found.ratio - 1:+.0%}", limits, str(found.launches)
+def against_each_other(rows: list[dict[str, Any]], study: Study) -> str:
+    """Markdown of the arms that serve adapters against one another, over the registered cells; "" where no two share two launches."""
+    arms = sorted({row["arm"] for row in rows if row["adapters"] and row["cells"]}, key=_place)
+    lines = []
+    for arm, other in ((arm, other) for i, other in enumerate(arms) for arm in arms[i + 1 :]):
+        found = overhead_ratio(rows, arm, other, registered_cells(study))
+        if found and found.launches > 1:
+            lines.append(f"| {arm} | {other} |{_shown(found)}")
+    head = ["| Arm | Against | Difference | 90 % limits | Pairs |", "|---|---|---|---|---|"]
+    title = "## Arms with adapters against each other"
+    return "\n\n".join([title, "\n".join([*head, *lines]), _said(study)]) if lines else ""
+
+
+def _said(study: Study) -> str:
+    sizes = ", ".join(str(cell[0]) for cell in registered_cells(study))
+    return (
+        f"Time per token over the other arm's less 1, batches of {sizes}, prompts of {study.analysis.overhead_prompt_length}, greedy. "
+        "Pairs: launches of one number that both arms have, which are of one session."
+    )
+
+
+def _shown(found: Ratio) -> str:
+    """The cells of a ratio in a table."""
+    limits = f"[{found.low - 1:+.1%}, {found.high - 1:+.1%}]" if found.low is not None and found.high is not None else "–"
+    return f" {found.ratio - 1:+.1%} | {limits} | {found.launches} |"
 
 
 def machine(rows: list[dict[str, Any]]) -> str:

@@ -63,7 +63,8 @@ def test_each_session_speaks_for_itself(results):
     """What two sessions say together may be their difference; the ratio within one is not."""
 
     def row(launch, ms, arm):
-        return {"arm": arm, "launch": launch, "ok": True, "cells": [cell(size, ms) for size in (2, 4, 8, 16)]}
+        cells = [cell(size, ms) for size in (2, 4, 8, 16)]
+        return {"arm": arm, "launch": launch, "ok": True, "cells": cells, "adapters": ["a"] * (arm != "merged")}
 
     def cell(size, ms):
         return {"batch_size": size, "prompt_length": 256, "sampling": "greedy", "ms_per_token": ms}
@@ -72,9 +73,11 @@ def test_each_session_speaks_for_itself(results):
     rows = [row(n, ms, arm) for arm, each in times.items() for n, ms in enumerate(each)]
     study = results.load_study("lora_vs_full").study
     text = results.within_sessions(rows, {"first_launches": [0, 2]}, study)
-    assert "| 0 to 1 | adapters_2 | +50% | [+50%, +50%] | 2 | – | – | – |" in text
-    assert "| 0 to 1 | adapters_2_narrow | +20% | [+20%, +20%] | 2 | -20% | [-20%, -20%] | 2 |" in text
-    assert "| 2 | adapters_2 | +25% | – | 1 | – | – | – |" in text and "| 2 | adapters_2_narrow" not in text
+    assert "| 0 to 1 | adapters_2 | +50.0% | [+50.0%, +50.0%] | 2 |" in text
+    assert "| 0 to 1 | adapters_2_narrow | +20.0% | [+20.0%, +20.0%] | 2 |" in text
+    assert "| 2 | adapters_2 | +25.0% | – | 1 |" in text and "| 2 | adapters_2_narrow" not in text
+    assert "| adapters_2_narrow | adapters_2 | -20.0% | [-20.0%, -20.0%] | 2 |" in results.against_each_other(rows, study)
+    assert results.against_each_other([r for r in rows if r["arm"] != "adapters_2_narrow"], study) == ""
 
 
 def test_sessions_of_other_set_ups_are_refused(results, tmp_path):
