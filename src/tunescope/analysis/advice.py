@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tunescope.study.schema import TASK_NAMES
 
-from .answer import figure, percent, served_how
+from .answer import figure, margin_percent, served_how
 from .confirmatory import standing
 from .drift import saturated_methods
 from .findings import Claim
@@ -26,10 +26,10 @@ def advice_table(m: Material) -> Table:
 
 def _quality(m: Material) -> Iterator[Row]:
     spec = m.study.analysis
-    share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
+    share, ours, theirs = margin_percent(spec.quality_retained), spec.candidate_method, spec.reference_method
     words = {
         "supported": f"{ours} can take the place of {theirs}: it keeps at least {share} of its score",
-        "contradicted": f"use {theirs} where the score counts: {ours} loses more than {percent(1 - spec.quality_retained, 0)} of it",
+        "contradicted": f"use {theirs} where the score counts: {ours} loses more than {margin_percent(1 - spec.quality_retained)} of it",
         "inconclusive": f"not decided here: compare {ours} and {theirs} on your own data before choosing",
     }
     nothing = f"neither, as they are: {theirs} does not beat its baselines here, so there is nothing to compare"

@@ -23,6 +23,11 @@ def percent(share: float | None, places: int = 1) -> str:
     return f"{share * 100:,.0f} %" if abs(share) >= 10 else f"{share * 100:.{places}f} %"
 
 
+def margin_percent(share: float) -> str:
+    """A registered margin as per cent with all its digits, since it is what was tested: 0.97 as `97 %`, 0.975 as `97.5 %`."""
+    return f"{100 * share:.6g} %"
+
+
 def answer(claims: list[Claim], spec: AnalysisSpec, done: int, planned: int, served: str = "") -> list[str]:
     """Quality, drift, and overhead with the verdict on the hypothesis: exactly three sentences, true of partial studies too.
 
@@ -47,7 +52,7 @@ def served_how(frames: Frames) -> str:
 
 
 def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
-    share, ours, theirs = percent(spec.quality_retained, 0), spec.candidate_method, spec.reference_method
+    share, ours, theirs = margin_percent(spec.quality_retained), spec.candidate_method, spec.reference_method
     return {
         "supported": f"Quality: {ours} keeps at least {share} of {theirs}'s score on every task",
         "contradicted": f"Quality: on at least one task {ours} does not keep {share} of {theirs}'s score",
@@ -57,7 +62,7 @@ def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
 
 
 def _drift_words(spec: AnalysisSpec) -> dict[str, str]:
-    share, ours, theirs = percent(spec.drift_reduction, 0), spec.candidate_method, spec.reference_method
+    share, ours, theirs = margin_percent(spec.drift_reduction), spec.candidate_method, spec.reference_method
     return {
         "supported": f"Drift: {ours} drifts at least {share} less than {theirs} on every task",
         "contradicted": f"Drift: on at least one task {ours} does not drift {share} less than {theirs}",
@@ -129,7 +134,7 @@ def _plan_note(claim: Claim) -> str:
 
 
 def _overhead(overhead: Claim, hypothesis: Claim, spec: AnalysisSpec, done: int, planned: int, served: str) -> str:
-    arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, percent(spec.overhead_limit, 0)
+    arm, baseline, limit = arm_name(spec.overhead_arm), spec.overhead_baseline_arm, margin_percent(spec.overhead_limit)
     if overhead.estimate is None or overhead.has("no_serving"):
         missing = "is no part of this study" if overhead.has("no_serving") else "has not been measured"
         first = f"Serving: the cost of {arm} against {baseline} {missing}"

@@ -112,25 +112,26 @@ def break_even(model: OverheadModel, limit: float) -> BreakEven:
     if model.slope < 0:
         text = f"Overhead falls as adapters are added ({model.slope:.1%} each), which no cost explains: look at the launches first."
         return BreakEven(limit, None, None, None, "falling", text)
+    shown = f"{100 * limit:.6g}%"  # as registered, with all its digits
     low, high = (value if value >= fewest else None for value in (found.low, found.high))
     words = _limits_text(model, low, high)
     if found.at < fewest:
         doubt = "" if high is None else ", so this is not certain"
         text = (
-            f"Side by side is above {limit:.0%} already at the fewest adapters measured (N = {fewest}: {model.predict(fewest)[0]:.0%} by "
-            f"the fitted line); {model.level:.0%} limits of where it reaches {limit:.0%}: {words}{doubt}."
+            f"Side by side is above {shown} already at the fewest adapters measured (N = {fewest}: {model.predict(fewest)[0]:.0%} by "
+            f"the fitted line); {model.level:.0%} limits of where it reaches {shown}: {words}{doubt}."
         )
         return BreakEven(limit, None, low, high, "already above", text)
     beyond = f" (extrapolated beyond the measured {fewest} to {most})" if found.at > most else ""
-    text = f"Side by side reaches an overhead of {limit:.0%} at {found.at:.1f} adapters{beyond}, {model.level:.0%} limits {words}."
+    text = f"Side by side reaches an overhead of {shown} at {found.at:.1f} adapters{beyond}, {model.level:.0%} limits {words}."
     return BreakEven(limit, found.at, low, high, "extrapolated" if beyond else "bounded", text)
 
 
 def _unbounded_text(model: OverheadModel, limit: float) -> str:
     fewest, most = model.fitted_range
     return (
-        f"No break-even against {limit:.0%} can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need not "
-        f"change with the number of adapters (by the fitted line {model.predict(fewest)[0]:.0%} with {fewest} and "
+        f"No break-even against {100 * limit:.6g}% can be stated: the {model.level:.0%} interval of the slope covers 0, so overhead need "
+        f"not change with the number of adapters (by the fitted line {model.predict(fewest)[0]:.0%} with {fewest} and "
         f"{model.predict(most)[0]:.0%} with {most}, the fewest and the most measured)."
     )
 

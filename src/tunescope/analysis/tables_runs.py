@@ -132,11 +132,12 @@ def settings_table(m: Material) -> Table:
 
 def merge_table(m: Material) -> Table:
     """Merged against adapter model, per adapter run."""
-    rows, steps = [], []
+    rows, steps, tolerances = [], [], set[float]()
     for step, outputs, row in _final_runs(m.frames):
         gap, agreement = scalar(m.frames, step, "merge_max_abs_logit_difference"), scalar(m.frames, step, "merge_label_agreement")
         if gap is not None or agreement is not None:
             steps.append(step)
+            tolerances |= {outputs["merge_tolerance"]} if "merge_tolerance" in outputs else set()
             cast = [scalar(m.frames, step, f"merge_bf16_{name}") for name in ("label_agreement", "score_gap")]
             computed = outputs.get("merge_bf16_computed_in")
             rows.append((row.task, row.method, int(row.seed), gap, agreement, *cast, computed, base_unchanged(outputs)))
@@ -145,17 +146,14 @@ def merge_table(m: Material) -> Table:
         ("bf16: equal predictions", "bf16: score gap", "bf16: computed in"),
     )
     columns = (*head, *cast_columns, "base unchanged")
+    within = " or ".join(f"{t:g}" for t in sorted(tolerances)) or "not recorded"
     note = (
-        f"Tolerance {_tolerance(m):g} on logits in fp32. bf16: the model merged in fp32 and cast once predicts test examples again; "
+        f"Tolerance {within} on logits in fp32. bf16: the model merged in fp32 and cast once predicts test examples again; "
         f"at least {MERGED_BF16_AGREEMENT:g} equal and a gap of at most {MERGED_BF16_GAP:g} in the task's primary metric are "
         "wanted. Computed in fp32 (no GPU with bf16) the weights alone are rounded: arithmetic in bf16, as an engine serves it, "
         "can move more predictions. `base unchanged`: the hash of the frozen weights before and after training."
     )
     return table("Merge equivalence of adapters", columns, rows, note, steps)
-
-
-def _tolerance(m: Material) -> float:
-    return m.study.serving.merge_tolerance_fp32 if m.study.serving else 1e-4
 
 
 def base_unchanged(outputs: dict[str, Any]) -> bool | None:

@@ -13,7 +13,7 @@ from tunescope.analysis.serving_memory import memory_table
 from tunescope.study.arms import Arm, arm_name, parse_arm
 
 from .drawing import INK, MUTED, Chart, Material, NoData, legend_below, looks, panels, percent_axis, stay_near
-from .wording import decimals, percent
+from .wording import decimals, margin_percent, percent
 
 MIB = 2**20
 
@@ -29,7 +29,7 @@ def overhead_adapters(material: Material) -> Chart:
     band = _line(ax, model)
     _launches(ax, model, material)
     ax.axhline(0, color=INK, lw=0.8)
-    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {percent(spec.overhead_limit, 0)}")
+    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {margin_percent(spec.overhead_limit)}")
     stay_near(ax, [*(y for _, y in model.points), 0.0, spec.overhead_limit], floor=-1.0)
     _mark(ax, model, even)
     ax.set_xlabel("adapters side by side")

@@ -76,9 +76,9 @@ def heatmap(material: Material) -> Chart:
     top, image, said = float(frame.value.max()), None, []
     for k, ax in enumerate(axes):
         method, task = methods[k // len(tasks)], tasks[k % len(tasks)]
-        grid = frame[(frame.task == task) & (frame.method == method)].pivot_table(
-            index="layer", columns="step", values="value", aggfunc="mean"
-        )
+        mine = frame[(frame.task == task) & (frame.method == method)]
+        seeds = mine.groupby(["layer", "step", "seed"], as_index=False).value.mean()  # a scored step that is a probe step too has two rows
+        grid = seeds.pivot_table(index="layer", columns="step", values="value", aggfunc="mean")
         ax.set_title(f"{task_name(task)}, {method}")
         ax.grid(visible=False)
         if not grid.size:

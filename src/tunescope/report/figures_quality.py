@@ -13,7 +13,7 @@ from tunescope.analysis.findings import Claim, TaskRow
 from tunescope.analysis.verdicts import comparable
 
 from .drawing import INK, MUTED, PALETTE, Chart, Material, NoData, legend_below, log_axis, mark_cut, panels, percent_axis, stay_near
-from .wording import claim_name, decimals, metric_name, percent, percent_interval, plus_minus, task_name
+from .wording import claim_name, decimals, margin_percent, metric_name, percent, percent_interval, plus_minus, task_name
 
 _DIMENSIONS = {"quality": "Quality kept", "drift": "Drift avoided", "overhead": "Serving overhead"}
 _VERDICT_MARK = {"supported": "o", "contradicted": "X", "inconclusive": "D"}
@@ -30,7 +30,8 @@ def claims(material: Material) -> Chart:
     shown = [sorted((c for c in rows if c.dimension == d), key=lambda c: c.task is None) for d in present]
     figure, axes = panels([_DIMENSIONS[d] for d in present], height=max(2.5, 1 + 0.45 * max(map(len, shown))))
     cut = [_forest(ax, mine) for ax, mine in zip(axes, shown, strict=True)]
-    alt = "; ".join(f"{c.id} {percent(c.estimate)} {percent_interval(c.interval)} against {percent(c.margin)}: {c.verdict}" for c in rows)
+    found = [(c, f"{percent(c.estimate)} {percent_interval(c.interval)}") for c in rows]
+    alt = "; ".join(f"{c.id} {said} against {margin_percent(c.margin)}: {c.verdict}" for c, said in found)
     caption = (
         "Estimates with intervals against the registered margins (dashed), with each verdict under its name. The shaded side is where a "
         f"claim holds.{' Arrow: the interval goes on beyond the axis; the table has its ends.' if any(cut) else ''}"
@@ -77,7 +78,7 @@ def _margin(ax: Axes, margin: float, *, below: bool) -> None:
     ax.set_xlim(low, high)
     left = margin > (low + high) / 2
     at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (-3 if left else 3, 3), "textcoords": "offset points"}
-    text = f"margin {'≤' if below else '≥'} {percent(margin, 0)}"
+    text = f"margin {'≤' if below else '≥'} {margin_percent(margin)}"
     ax.annotate(text, (margin, 0), **at, ha="right" if left else "left", va="bottom", fontsize=7.5)
 
 

@@ -10,7 +10,7 @@ from tunescope.analysis.findings import ServingRow
 from tunescope.study.arms import arm_name, parse_arm
 
 from .drawing import INK, Chart, Material, NoData, legend_below, mark_cut, panels, percent_axis, stay_near
-from .wording import decimals, percent, percent_interval
+from .wording import decimals, margin_percent, percent, percent_interval
 
 
 def _rows(material: Material) -> list[ServingRow]:
@@ -45,7 +45,7 @@ def overhead(material: Material) -> Chart:
         x, y, reach = [place[r.arm, r.batch_size] for r in mine], [*map(_extra, mine)], [*zip(*map(_reach, mine), strict=True)]
         ax.errorbar(x, y, yerr=reach, fmt=marker, color=colour, ms=5.5, lw=1.4, label=arm_name(arm))
     ax.axhline(0, color=INK, lw=0.8)
-    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {percent(spec.overhead_limit, 0)}")
+    ax.axhline(spec.overhead_limit, color=INK, ls=(0, (4, 2)), lw=1, label=f"limit {margin_percent(spec.overhead_limit)}")
     stay_near(ax, [*map(_extra, rows), 0.0, spec.overhead_limit], floor=-1.0)
     cut = [mark_cut(ax, place[r.arm, r.batch_size], _ends(r), material.arm_look(r.arm)[0]) for r in rows]
     ax.set_xticks(range(len(sizes)), [f"batch {b}" for b in sizes])

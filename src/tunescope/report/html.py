@@ -79,7 +79,7 @@ def render(
         sources=provenance.data_sources(frames, study, execution), argument=provenance.study_argument(study, execution),
         example=_example(finished), task_name=w.task_name, recompute=reproduce.recompute_command, rerun=reproduce.rerun_command,
         model_steps=provenance.model_steps(study, frames), serve_steps=frames.of_kind("serve"),
-        p_phrase=w.p_phrase, share=w.percent(findings.steps_done / findings.steps_planned if findings.steps_planned else None, 0),
+        p_phrase=w.p_phrase,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def _facts(claim: Claim) -> tuple[tuple[str, str], ...]:
     level = f"{claim.interval_level:.0%} interval".replace("%", f"{w.SPACE}%")
     rows = [
         ("Estimate", w.percent(claim.estimate)), (level, w.percent_interval(claim.interval)),
-        ("Margin", w.NONE if claim.margin is None else f"{side} {w.percent(claim.margin, 0)}"),
+        ("Margin", w.NONE if claim.margin is None else f"{side} {w.margin_percent(claim.margin)}"),
         ("p", w.p_value(claim.p)), ("p against it", w.p_value(claim.p_opposite)), ("Smallest attainable p", w.p_value(claim.attainable_p)),
         ("df", w.number(claim.df)), ("Measured on", said or w.NONE),
     ]  # fmt: skip

@@ -40,7 +40,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         ("Interval", unless_empty(lambda c: w.percent_interval(c.interval))),
         (
             "Margin",
-            lambda c: w.NONE if c.margin is None else f"{'≤' if c.dimension == 'overhead' else '≥'}{w.SPACE}{w.percent(c.margin, 0)}",
+            lambda c: w.NONE if c.margin is None else f"{'≤' if c.dimension == 'overhead' else '≥'}{w.SPACE}{w.margin_percent(c.margin)}",
         ),
         ("p", unless_empty(lambda c: w.p_value(c.p))),
         ("p (Holm)", unless_empty(lambda c: w.p_value(c.p_adjusted))),

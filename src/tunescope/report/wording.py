@@ -121,6 +121,11 @@ def interval(limits: Any, form: Callable[[float | None], str] = number) -> str:
     return f"[{f'{MINUS}∞' if missing(low) else form(low)}, {'∞' if missing(high) else form(high)}]"
 
 
+def margin_percent(fraction: float | None) -> str:
+    """A registered margin as per cent with all its digits, since it is what was tested: `97.5 %`."""
+    return NONE if missing(fraction) else f"{100 * (fraction or 0.0):.6g}{SPACE}%"
+
+
 def percent_interval(limits: Any) -> str:
     """`[95.1, 99.8] %`."""
     text = interval(limits, lambda x: _percent_number(x, 1))

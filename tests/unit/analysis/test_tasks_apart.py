@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunescope.analysis.answer import answer
+from tunescope.analysis.answer import answer, margin_percent
 from tunescope.analysis.findings import Claim, Reason
 from tunescope.analysis.tasks_apart import tasks_apart
 from tunescope.analysis.verdicts import comparable, decide_family, overall
@@ -85,6 +85,17 @@ def test_the_answer_has_no_numbers_when_no_task_was_learned() -> None:
 
     assert "78.6 % of full" in quality(sst2=0.6, rte=-0.4) and "78.6" not in quality(sst2=-0.6, rte=-0.4)
     assert "does not beat its baselines on SST-2, RTE" in quality(sst2=-0.6, rte=-0.4)
+
+
+def test_the_answer_names_the_margin_that_was_tested() -> None:
+    """98 % would be a stronger claim than the registered 97.5 %."""
+    assert margin_percent(0.97) == "97 %" and margin_percent(0.07) == "7 %"
+    spec = SPEC.model_copy(update={"quality_retained": 0.975, "overhead_limit": 0.004})
+    parts = [*family(sst2=0.6), *(c.model_copy(update={"id": "drift/all", "dimension": "drift"}) for c in family(sst2=0.6)[-1:])]
+    overhead = a_claim("none", 0.5, dimension="overhead").model_copy(update={"id": "overhead", "task": None, "estimate": 0.1})
+    whole = overhead.model_copy(update={"id": "hypothesis", "dimension": "hypothesis"})
+    quality, _, serving = answer([*parts, overhead, whole], spec, 1, 1)
+    assert "97.5 %" in quality and "0.4 %" in serving
 
 
 def test_numbers_of_a_task_that_was_not_learned_compare_nothing_whoever_shows_them() -> None:

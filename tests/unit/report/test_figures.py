@@ -7,9 +7,13 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
 from tunescope.analysis.findings import Reason
 from tunescope.report.drawing import Chart, Material, inline_svg, save, style
 from tunescope.report.figures import FIGURES, Drawn, draw_all
+from tunescope.report.figures_drift import heatmap
 from tunescope.report.figures_quality import claims, performance
 from tunescope.report.figures_serving import latency_throughput, overhead
 from tunescope.report.wording import decimals, percent, task_name
@@ -178,6 +182,21 @@ def test_labels_are_never_math_and_are_escaped(published: Published, tmp_path: P
     with style():
         chart = save(performance(material), tmp_path)
     assert "<script" not in inline_svg(chart) and "lo$\\frac{1}$ra&lt;script&gt;" in inline_svg(chart)
+
+
+def test_every_seed_weighs_alike_in_the_heatmap(published: Published) -> None:
+    """A seed whose scored step is a probed one has two rows there: they are one seed."""
+    d = published.frames.drift
+    last = d[(d.task == "sst2") & (d.method == "full") & (d.role == "final") & (d.block == -1) & (d.measure == "cka_drift_debiased")]
+    step, seed = last.step.max(), last.seed.min()
+    twice = last[(last.step == step) & (last.seed == seed)]
+    changed = pd.concat([d.assign(value=d.value.mask(d.index.isin(twice.index), 0.9)), twice.assign(value=0.9)])
+    with style():
+        chart = heatmap(Material(published.findings, replace(published.frames, drift=changed), published.study))
+    others = last[(last.step == step) & (last.seed != seed) & (last.layer == 1)].groupby("seed").value.mean()
+    panel = next(ax for ax in chart.figure.axes if ax.get_title(loc="left") == "SST-2, full")
+    grid, layers = panel.images[0].get_array(), sorted(last.layer.unique())
+    assert grid[layers.index(1), -1] == pytest.approx((0.9 + others.sum()) / (1 + len(others)))
 
 
 def test_one_method_alone_can_be_drawn(published: Published, tmp_path: Path) -> None:
