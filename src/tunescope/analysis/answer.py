@@ -111,7 +111,7 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
     words: dict[ReasonKind, str] = {
         "gate_failed": "full fine-tuning does not beat its baselines on", "nothing_learned": "nothing was learned on",
         "missing_steps": "runs are missing on", "too_few_seeds": "runs are missing on",
-        "gate_unknown": "baseline predictions are missing on", "metric_not_stored": "scores are missing on",
+        "gate_unknown": "what was learned cannot be checked on", "metric_not_stored": "scores are missing on",
         "no_drift_scalar": "drift values are missing on", "too_few_examples": "there are too few groups of examples on",
         "no_reference_drift": "the reference does not drift on", "no_variation": "all values are equal on",
     }  # fmt: skip

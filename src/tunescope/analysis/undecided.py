@@ -20,7 +20,7 @@ from .verdicts import briefly, meaningless, not_entering, said_reasons
 MOST_SEEDS = 50
 FIRST: dict[ReasonKind, str] = {
     "missing_steps": "the missing runs first", "too_few_seeds": "two paired seeds at the least",
-    "gate_unknown": "first the predictions of the baseline step", "too_few_examples": "test examples of two groups at the least",
+    "gate_unknown": "first predictions that the gate can be checked with", "too_few_examples": "test examples of two groups at the least",
     "metric_not_stored": "first predictions with a value of the registered metric for each example",
     "no_drift_scalar": "first the drift scalar of every registered run", "no_reference_drift": "a reference that drifts at all",
     "no_variation": "values that are not all equal", "no_serving": "a serving part in the study",

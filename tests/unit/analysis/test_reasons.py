@@ -96,8 +96,16 @@ CASES: dict[str, tuple[Case, dict[str, list[ReasonKind]]]] = {
         lambda f: (f, STUDY, BROKEN),
         {"quality/rte": ["missing_steps", "too_few_seeds"], "drift/rte": ["missing_steps", "too_few_seeds"]},
     ),
-    "one paragraph": (lambda f: (of_rte(f, group="all"), STUDY, None), {"quality/rte": ["too_few_examples"]}),
-    "no scores": (lambda f: (of_rte(f, correct=np.nan), STUDY, None), {"quality/rte": ["metric_not_stored"]}),
+    "one paragraph": (
+        lambda f: (of_rte(f, group="all"), STUDY, None), {"quality/rte": ["too_few_examples"], "drift/rte": ["gate_unknown"]},
+    ),
+    "no scores": (
+        lambda f: (of_rte(f, correct=np.nan), STUDY, None), {"quality/rte": ["metric_not_stored"], "drift/rte": ["gate_unknown"]},
+    ),
+    "predictions of a run are lost": (
+        lambda f: (replace(f, predictions=f.predictions[f.predictions.step_id != RUN]), STUDY, None),
+        {"quality/rte": ["metric_not_stored"], "drift/rte": ["gate_unknown"]},
+    ),
     "all right": (lambda f: (of_rte(f, correct=1.0), STUDY, None), {"quality/rte": ["no_variation"]}),
     "no drift": (lambda f: (metrics(f, None, task="rte"), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
     "no drift of a seed": (lambda f: (metrics(f, None, task="rte", seed=42), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
@@ -179,7 +187,7 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert "does not beat its baselines on RTE" in answers["nobody learned"] and "nothing was learned on RTE" in answers["nobody learned"]
     for name in ("a run is missing", "one seed"):
         assert answers[name].count("runs are missing on RTE") == 2
-    assert answers["no baselines"].count("baseline predictions are missing on RTE") == 2
+    assert answers["no baselines"].count("what was learned cannot be checked on RTE") == 2
     assert answers["twins differ"].count("because arms of identical shape do not tie") == 1
     for name, said_of in (("no scores", "scores are"), ("no drift", "drift values are"), ("no drift of a seed", "drift values are")):
         assert answers[name].count(f"{said_of} missing on RTE") == 1
@@ -188,6 +196,15 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
     few = {name for name, f in cases.items() if any("inconclusive by rule" in line.text for line in f.limitations)}
     assert few == {"few launches", "one launch, registered so", "other cells"}
+
+
+def test_a_gate_that_cannot_be_checked_is_told_with_what_it_lacks(cases: dict[str, Findings]) -> None:
+    """Without scores nobody knows whether the drift is that of a model that learned something."""
+    lost = cases["predictions of a run are lost"]
+    assert claim(lost, "drift/rte").verdict == claim(lost, "drift/all").verdict == "inconclusive"
+    assert all(f"no predictions of {RUN}" in claim(lost, name).reasons[0].text for name in ("quality/rte", "drift/rte"))
+    assert "no per-example form" in claim(cases["no scores"], "drift/rte").reasons[0].text
+    assert "fewer than 2 groups of test examples" in claim(cases["one paragraph"], "drift/rte").reasons[0].text
 
 
 def test_a_failed_gate_leaves_no_numbers_to_compare(cases: dict[str, Findings]) -> None:
@@ -237,7 +254,7 @@ def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> No
     """More seeds or launches help nobody whose baseline step, scores or quiet machine are missing."""
     takes = {n: {row[0]: row[3] for row in f.statistics["undecided"]["rows"]} for n, f in cases.items() if "undecided" in f.statistics}
     for dimension in ("quality", "drift"):
-        assert takes["no baselines"][f"{dimension}/rte"].startswith("first the predictions of the baseline step; in all, ")
+        assert takes["no baselines"][f"{dimension}/rte"].startswith("first predictions that the gate can be checked with; in all, ")
         assert takes["one seed"][f"{dimension}/rte"] == "the missing runs first; two paired seeds at the least"
     assert takes["one paragraph"]["quality/rte"] == "test examples of two groups at the least"
     assert takes["no scores"]["quality/rte"] == "first predictions with a value of the registered metric for each example"
