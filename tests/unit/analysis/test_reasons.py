@@ -1,5 +1,6 @@
 """Why a claim cannot be decided: every kind is reached, forbids a verdict, and is asked for by kind, whatever its text says."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +12,15 @@ import pytest
 
 from simulated_store import small_study, write_store
 from tunescope.analysis import statistical_analysis
+from tunescope.analysis.crossed import relative_test
 from tunescope.analysis.findings import Claim, Findings, Reason, ReasonKind, Reservation
 from tunescope.analysis.frames import Frames, collect
+from tunescope.analysis.regression import cochran_q
+from tunescope.analysis.scores import paired_drift, values_matrix
 from tunescope.analysis.statistical_analysis import analyse
 from tunescope.analysis.verdicts import entering, said
 from tunescope.report.tables import claims_table
+from tunescope.study.rules import CLAIMED_METRICS
 from tunescope.study.schema import AnalysisSpec, ServingSpec, Study, TaskSpec
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -198,6 +203,16 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert few == {"few launches", "one launch, registered so", "other cells"}
 
 
+def test_the_metrics_that_a_study_may_claim_are_those_with_a_value_for_each_example(frames: Frames) -> None:
+    step = frames.final_runs["sst2", "lora"][42]
+    table = frames.scored[step]
+    for task, claimed in CLAIMED_METRICS.items():
+        mine = table.assign(f1=0.5) if task == "squad_v2" else table
+        assert all(values_matrix([mine], list(table.index), metric, task) is not None for metric in claimed)
+        assert "f1" in claimed or values_matrix([mine], list(table.index), "f1", task) is None
+        assert values_matrix([mine], list(table.index), "best_f1", task) is None
+
+
 def test_a_gate_that_cannot_be_checked_is_told_with_what_it_lacks(cases: dict[str, Findings]) -> None:
     """Without scores nobody knows whether the drift is that of a model that learned something."""
     lost = cases["predictions of a run are lost"]
@@ -205,6 +220,34 @@ def test_a_gate_that_cannot_be_checked_is_told_with_what_it_lacks(cases: dict[st
     assert all(f"no predictions of {RUN}" in claim(lost, name).reasons[0].text for name in ("quality/rte", "drift/rte"))
     assert "no per-example form" in claim(cases["no scores"], "drift/rte").reasons[0].text
     assert "fewer than 2 groups of test examples" in claim(cases["one paragraph"], "drift/rte").reasons[0].text
+
+
+def test_tables_on_drift_name_the_runs_of_tasks_whose_scores_do_not_compare(frames: Frames) -> None:
+    """An untuned base that is always right: RTE was learned, but not better than by the base."""
+    base = frames.baselines.copy()
+    base.loc[(base.task == "rte") & (base.system == "base"), "correct"] = 1.0
+    lasting = metrics(replace(frames, baselines=base), lambda v: 4 * v, task="rte", method="lora")
+    found = analyse(lasting, STUDY, now=NOW)
+    assert [r.kind for r in claim(found, "quality/rte").reasons] == ["gate_failed"] and not claim(found, "drift/rte").reasons
+    assert [row[:2] for row in found.statistics["task_agreement"]["rows"]] == [["drift", 2]]
+    assert any(row[1] == "rte" and "drifts more" in row[2] for row in found.statistics["surprises"]["rows"])
+    for name in ("task_agreement", "surprises"):
+        assert {step.split("/")[1] for step in found.statistics[name]["steps"]} == set(TASKS)
+
+
+def test_the_agreement_of_drifts_has_the_standard_errors_of_their_claims(frames: Frames) -> None:
+    expected, other = [], []
+    for task in TASKS:
+        pair = paired_drift(frames, task, "lora", "full")
+        assert pair is not None and (blocks := pair.crossed()) is not None
+        ratio = float(blocks[0].mean() / blocks[1].mean())
+        for few, rows in ((True, expected), (False, other)):
+            error = relative_test(*blocks, margin=ratio, few_columns=few).contrast.se / blocks[0].mean()
+            rows.append((math.log(ratio), float(error)))
+    assert expected != other, "the form of the error must matter to these runs"
+    row = next(r for r in analyse(frames, STUDY, now=NOW).statistics["task_agreement"]["rows"] if r[0] == "drift")
+    q = cochran_q([log for log, _ in expected], [se for _, se in expected])
+    assert q is not None and row[5] == pytest.approx(q.q)
 
 
 def test_a_failed_gate_leaves_no_numbers_to_compare(cases: dict[str, Findings]) -> None:
