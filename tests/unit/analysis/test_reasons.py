@@ -250,6 +250,15 @@ def test_the_agreement_of_drifts_has_the_standard_errors_of_their_claims(frames:
     assert q is not None and row[5] == pytest.approx(q.q)
 
 
+def test_scores_that_do_not_vary_correlate_with_nothing(frames: Frames) -> None:
+    m = frames.metrics.copy()
+    m.loc[m.name == "accuracy", "value"] = m.task.map({"sst2": 102 / 1725, "rte": 107 / 1725})
+    found = analyse(replace(frames, metrics=m), STUDY, now=NOW).statistics
+    quality = next(row for row in found["correlation_matrix"]["rows"] if row[0] == "quality")
+    assert quality[1:] == [None] * (len(quality) - 1)
+    assert not [row for row in found["correlations"]["rows"] if row[0].startswith("test quality") and "within" in row[1]]
+
+
 def test_a_failed_gate_leaves_no_numbers_to_compare(cases: dict[str, Findings]) -> None:
     found = cases["nobody learned"]
     rows = {row.cells[0]: dict(zip(claims_table(found.claims).columns, row.cells, strict=True)) for row in claims_table(found.claims).rows}
