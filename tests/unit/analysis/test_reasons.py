@@ -319,6 +319,42 @@ def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> No
     assert all(text for rows in takes.values() for text in rows.values())
 
 
+@pytest.mark.parametrize("spread", [(0.4, 1.0, 2.2), (0.1, 1.0, 4.6)])
+def test_a_reduction_above_all_there_is_to_reduce_is_not_asked_for(frames: Frames, spread: tuple[float, ...]) -> None:
+    for seed, factor in zip(STUDY.seeds, spread, strict=True):
+        frames = metrics(frames, lambda v, k=factor: k * v, task="rte", method="lora", seed=seed)
+    takes = {row[0]: row[3] for row in analyse(frames, STUDY, now=NOW).statistics["undecided"]["rows"]}["drift/rte"].split("; but ")[0]
+    asked = [int(share) for share in re.findall(r"(\d+) % with", takes)]
+    assert all(share < 100 for share in asked)
+    lacking = re.fullmatch(
+        r"(a true .* seeds; or )?runs that vary less, as no reduction up to 100 % could be shown with (.+) seeds like these", takes
+    )
+    assert lacking is not None and lacking[2].startswith("3") and len(asked) + len(lacking[2].split(", ")) == 3
+    assert bool(asked) == (spread[2] < 4), "ten seeds can show what three cannot, up to a point"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence", "why"),
+    [
+        (lambda f: replace(f, predictions=f.predictions.assign(correct=1.0)), 0, "all values are equal on SST-2, RTE"),
+        (lambda f: replace(f, predictions=f.predictions.assign(correct=np.nan)), 0, "scores are missing on SST-2, RTE"),
+        (lambda f: metrics(f, None), 1, "drift values are missing on SST-2, RTE"),
+    ],
+)
+def test_an_answer_without_any_number_says_what_keeps_it_from_one(
+    frames: Frames, change: Callable[[Frames], Frames], sentence: int, why: str
+) -> None:
+    text = analyse(change(frames), STUDY, now=NOW).answer[sentence]
+    assert text.endswith(f": lora cannot be compared with full yet; {why}.")
+
+
+def test_the_answer_of_a_study_of_one_seed_asks_for_a_second(frames: Frames) -> None:
+    study = small_study(tasks=STUDY.tasks, serving=STUDY.serving, analysis=ANALYSIS, seeds=(42,))
+    alone = frames.without(s for s in frames.steps.step_id if s.startswith("train/") and not s.endswith("seed-42"))
+    for text in analyse(alone, study, now=NOW).answer[:2]:
+        assert text.endswith("yet; fewer than two seeds are paired on SST-2, RTE.")
+
+
 def test_an_interval_beside_its_margin_is_not_said_to_hold_it(cases: dict[str, Findings]) -> None:
     """SST-2 alone would keep 97 %, but not after Holm over two tasks when the other one cannot enter."""
     found = claim(cases["no scores"], "quality/sst2")
