@@ -57,7 +57,7 @@ def _quality_words(spec: AnalysisSpec) -> dict[str, str]:
         "supported": f"Quality: {ours} keeps at least {share} of {theirs}'s score on every task",
         "contradicted": f"Quality: on at least one task {ours} does not keep {share} of {theirs}'s score",
         "inconclusive": f"Quality: whether {ours} keeps {share} of {theirs}'s score on every task is not decided",
-        "nothing": f"Quality: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
+        "nothing": f"Quality: {ours} cannot be compared with {theirs} yet",
     }
 
 
@@ -67,7 +67,7 @@ def _drift_words(spec: AnalysisSpec) -> dict[str, str]:
         "supported": f"Drift: {ours} drifts at least {share} less than {theirs} on every task",
         "contradicted": f"Drift: on at least one task {ours} does not drift {share} less than {theirs}",
         "inconclusive": f"Drift: whether {ours} drifts {share} less than {theirs} on every task is not decided",
-        "nothing": f"Drift: {ours} cannot be compared with {theirs} yet, because no task has paired runs of two seeds",
+        "nothing": f"Drift: {ours} cannot be compared with {theirs} yet",
     }
 
 
@@ -75,7 +75,7 @@ def _dimension(claims: list[Claim], overall: Claim, spec: AnalysisSpec, words: d
     tasks = [c for c in claims if c.dimension == overall.dimension and c.task is not None]
     worst = weakest(tasks)
     if worst is None:
-        return words["nothing"] + "."
+        return f"{words['nothing']}{_why(tasks, overall)}."
     measured = [c for c in tasks if c.p is not None and meaningless(c) == meaningless(worst)]
     scope = f"weakest of {len(measured)} compared tasks" if len(measured) > 1 else "the only compared task"
     detail = f" ({scope}, {TASK_NAMES[str(worst.task)]}: {figure(worst, spec)}{_p(overall)})" if comparable(worst, claims) else ""
@@ -115,8 +115,8 @@ def _why(tasks: list[Claim], overall: Claim) -> str:
         return ""
     words: dict[ReasonKind, str] = {
         "gate_failed": "full fine-tuning does not beat its baselines on", "nothing_learned": "nothing was learned on",
-        "missing_steps": "runs are missing on", "too_few_seeds": "runs are missing on",
-        "gate_unknown": "baseline predictions are missing on", "metric_not_stored": "scores are missing on",
+        "missing_steps": "runs are missing on", "too_few_seeds": "fewer than two seeds are paired on",
+        "gate_unknown": "what was learned cannot be checked on", "metric_not_stored": "scores are missing on",
         "no_drift_scalar": "drift values are missing on", "too_few_examples": "there are too few groups of examples on",
         "no_reference_drift": "the reference does not drift on", "no_variation": "all values are equal on",
     }  # fmt: skip

@@ -217,10 +217,10 @@ def fieller(top: float, bottom: float, v11: float, v12: float, v22: float, quant
 
     Source: Fieller (1954), the roots in r of (top - r bottom)^2 = quantile^2 (v11 - 2 r v12 + r^2 v22).
     """
-    square = quantile**2
+    square = quantile * quantile  # products overflow to inf where powers raise, and the degrees of freedom may be next to none
     a, b, c = bottom**2 - square * v22, top * bottom - square * v12, top**2 - square * v11
-    root = b**2 - a * c
-    if a <= 0 or root < -1e-12 * b**2:
+    root = b * b - a * c
+    if not math.isfinite(root) or a <= 0 or root < -1e-12 * b * b:
         return None, None
     root = max(root, 0.0)  # rounding, where both variances are next to nothing
     return (b - math.sqrt(root)) / a, (b + math.sqrt(root)) / a

@@ -92,8 +92,8 @@ def _reasons(frames: Frames, study: Study, quality: TaskQuality, pair: DriftPair
         found.append(("no_drift_scalar", f"no drift scalar for seeds {without}"))
     if pair is not None and len(pair.seeds) < 2:
         found.append(("too_few_seeds", "fewer than 2 paired seeds: nothing can be tested"))
-    if quality.gate_missing:
-        found.append(("gate_unknown", f"whether anything was learned cannot be checked: baseline/{quality.task} has no predictions"))
+    if test is not None and (unchecked := quality.unchecked()):
+        found.append(("gate_unknown", f"whether anything was learned cannot be checked: {unchecked}"))
     if test is not None and test.contrast.p is None:
         found.append(("no_variation", test.contrast.note))
     if test is not None and test.ratio is None:

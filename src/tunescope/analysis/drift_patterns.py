@@ -18,7 +18,6 @@ from tunescope.drift.progress_slice import equal_quality
 
 from .drift import saturated_methods, seed_test
 from .inference import Array
-from .scores import DriftPair
 from .tables import Material, Table, table
 
 MEASURE = "cka_drift_debiased"
@@ -106,21 +105,16 @@ def drift_tables(m: Material) -> dict[str, Table]:
 def paired_table(p: Profiles) -> Table:
     """Candidate minus reference per task and over all tasks, with the sign-flip test and the smallest p it can give."""
     pairs = p.m.contrasts
-    rows = [(d.task, *_paired_row(d.candidate_S - d.reference_S, [d]), saturated_methods(p.m.study, d) or "no") for d in pairs]
+    sides = [(d.candidate_S, d.reference_S) for d in pairs]
+    rows = [(d.task, *_paired_row([side]), saturated_methods(p.m.study, d) or "no") for d, side in zip(pairs, sides, strict=True)]
     if len(pairs) > 1:
         some = f"{len(pairs)} of {len(p.m.study.tasks)} tasks"
-        flipped = np.concatenate([d.candidate_S - d.reference_S for d in pairs])
-        rows.append((f"{some}, each run flipped", *_paired_row(flipped, pairs), None))
+        rows.append((f"{some}, each run flipped", *_paired_row(sides), None))
         shared = sorted(set.intersection(*(set(d.seeds) for d in pairs)))
         if shared:
-            picked = [(d.candidate_S - d.reference_S)[[d.seeds.index(s) for s in shared]] for d in pairs]
-            rows.append(
-                (
-                    f"{some}, each seed flipped",
-                    *_paired_row(np.mean(picked, axis=0), pairs, of_seeds=True),
-                    None,
-                )
-            )
+            places = [[d.seeds.index(s) for s in shared] for d in pairs]
+            picked = [(c[at], r[at]) for (c, r), at in zip(sides, places, strict=True)]
+            rows.append((f"{some}, each seed flipped", *_paired_row(picked, of_seeds=True), None))
     candidate, reference = p.methods
     columns = (
         "task", "pairs", f"{candidate} mean", f"{candidate} sd", f"{reference} mean", f"{reference} sd", "difference", f"{LEVEL} low",
@@ -135,13 +129,14 @@ def paired_table(p: Profiles) -> Table:
     return table("Drift paired by task and seed", columns, rows, note, (s for d in pairs for s in d.steps))
 
 
-def _paired_row(differences: Array, pairs: list[DriftPair], of_seeds: bool = False) -> tuple[Any, ...]:
-    test = sign_flip(differences)
-    sides = [np.concatenate(side) for side in zip(*((d.candidate_S, d.reference_S) for d in pairs), strict=True)]
-    means = [float(np.mean([v.mean() for v in side])) for side in zip(*((d.candidate_S, d.reference_S) for d in pairs), strict=True)]
-    sds = [float(v.std(ddof=1)) if len(pairs) == 1 and len(v) > 1 else None for v in sides]
-    groups = [differences] if of_seeds or len(pairs) == 1 else [d.candidate_S - d.reference_S for d in pairs]
-    mean = float(np.mean([g.mean() for g in groups]))
+def _paired_row(pairs: list[tuple[Array, Array]], of_seeds: bool = False) -> tuple[Any, ...]:
+    """One line from (candidate, reference) runs of each task; with `of_seeds` a seed's differences on all tasks are one."""
+    groups = [candidate - reference for candidate, reference in pairs]
+    groups = [np.mean(groups, axis=0)] if of_seeds else groups
+    differences = np.concatenate(groups)
+    test, mean = sign_flip(differences), float(np.mean([g.mean() for g in groups]))
+    means = [float(np.mean([runs.mean() for runs in side])) for side in zip(*pairs, strict=True)]
+    sds = [float(runs.std(ddof=1)) if len(runs) > 1 else None for runs in pairs[0]] if len(pairs) == 1 else [None, None]
     return (
         len(differences), means[0], sds[0], means[1], sds[1], mean, *_stratified_limits(groups),
         1 - means[0] / means[1] if means[1] > 0 else None, test.p, test.attainable_p, test.vectors,

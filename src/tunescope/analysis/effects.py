@@ -94,25 +94,27 @@ def partial_omega2(ss_effect: float, df_effect: float, ms_error: float, n: int) 
 def tukey(frame: pd.DataFrame, level: float = 0.95) -> list[dict[str, Any]]:
     """Tukey's pairwise comparisons of `value` between methods in the additive model method + task; [] below three methods.
 
-    Tukey-Kramer: studentised range of the additive model's contrasts, with its residual degrees of freedom (tasks cost theirs too).
+    Tukey-Kramer: studentised range of the additive model's contrasts, with its residual degrees of freedom (tasks cost theirs too). Methods
+    that no chain of shared tasks connects have no row: what is the tasks' and what the methods' cannot be told apart there.
     """
-    tasks = frame.task.nunique()
-    df = len(frame) - frame.method.nunique() - tasks + 1
-    if frame.method.nunique() < 3 or frame.groupby("method").size().min() < 2 or df < 1:
-        return []
     names = sorted(frame.method.unique())
+    if len(names) < 3 or frame.groupby("method").size().min() < 2:
+        return []
     design = pd.get_dummies(frame.method)[names].to_numpy(np.float64)
     design = np.hstack([design, pd.get_dummies(frame.task).to_numpy(np.float64)[:, 1:]])
     values = frame.value.to_numpy(np.float64)
     inverse = np.linalg.pinv(design.T @ design)
-    beta = inverse @ design.T @ values
-    error = float(((values - design @ beta) ** 2).sum()) / df
-    if not error > 1e-20:
+    beta, estimable = inverse @ design.T @ values, inverse @ design.T @ design
+    df = len(frame) - int(np.linalg.matrix_rank(design))
+    error = float(((values - design @ beta) ** 2).sum()) / max(df, 1)
+    if df < 1 or not error > 1e-20:
         return []
     quantile, rows = float(stats.studentized_range.ppf(level, len(names), df)), []
     for (i, a), (j, b) in combinations(enumerate(names), 2):
         contrast = np.zeros(design.shape[1])
         contrast[[i, j]] = 1, -1
+        if not np.allclose(contrast @ estimable, contrast):
+            continue
         difference, se = float(contrast @ beta), math.sqrt(error * float(contrast @ inverse @ contrast) / 2)
         p = float(stats.studentized_range.sf(abs(difference) / se, len(names), df))
         limits = {"low": difference - quantile * se, "high": difference + quantile * se}
@@ -134,22 +136,28 @@ class Correlation:
 def within_correlation(x: Array, y: Array, groups: list[str]) -> Correlation | None:
     """Repeated-measures correlation: common slope within groups, group means removed (Bland & Altman 1995); df = n - groups - 1."""
     frame = pd.DataFrame({"x": x, "y": y, "group": groups}).dropna()
-    centred = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
-    return _correlation(centred.x.to_numpy(), centred.y.to_numpy(), len(frame) - frame.group.nunique() - 1)
+    means = frame.groupby("group")[["x", "y"]].transform("mean")
+    return _correlation(frame[["x", "y"]], means, len(frame) - frame.group.nunique() - 1)
 
 
 def pooled_correlation(x: Array, y: Array) -> Correlation | None:
     """Pearson's r over all runs, groups ignored; mixes differences between tasks into it."""
     frame = pd.DataFrame({"x": x, "y": y}).dropna()
-    centred = frame - frame.mean()
-    return _correlation(centred.x.to_numpy(), centred.y.to_numpy(), len(frame) - 2)
+    return _correlation(frame, frame.mean(), len(frame) - 2)
 
 
-def _correlation(x: Array, y: Array, df: int) -> Correlation | None:
-    size = float(np.sqrt((x**2).sum() * (y**2).sum())) if len(x) else 0.0
-    if df < 1 or size < 1e-18:
+def constant(values: pd.DataFrame, centred: pd.DataFrame) -> "pd.Series[bool]":
+    """Columns that vary about their means by no more than rounding leaves of equal values."""
+    return (centred**2).sum() <= 1e-24 * (values**2).sum()
+
+
+def _correlation(frame: pd.DataFrame, means: pd.DataFrame | pd.Series, df: int) -> Correlation | None:
+    """Of the columns x and y about their means; None where one does not vary."""
+    centred = frame - means
+    if df < 1 or constant(frame, centred).any():
         return None
-    r = float(np.clip((x * y).sum() / size, -1, 1))
+    x, y = centred.x.to_numpy(), centred.y.to_numpy()
+    r = float(np.clip((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
     t = r * math.sqrt(df / max(1 - r**2, 1e-15))
     limits: Interval = (None, None)
     if df > 1 and abs(r) < 1:

@@ -17,7 +17,7 @@ from .paired import mcnemar
 from .quality import task_quality
 from .regression import cochran_q
 from .scores import DriftPair, Paired, paired_drift, paired_scores
-from .tables import Material, Table, run_values, table
+from .tables import Material, Table, run_values, steps_of, table
 from .tables_runs import points
 
 SURPRISE = 0.05
@@ -60,23 +60,25 @@ def _reading(loss: RatioTest, gain: RatioTest, threshold: float, alpha: float) -
 
 def agreement_table(m: Material) -> Table:
     """Do the tasks tell the same story?"""
+    pairs = [(d, found) for d in m.contrasts if len(d.seeds) > 1 and (found := d.crossed()) is not None]
     quality = [(s.task, *_log_ratio(*s.units())) for s in m.testable]
-    drift = [(d.task, *_log_ratio(*found)) for d in m.contrasts if len(d.seeds) > 1 and (found := d.crossed()) is not None]
+    drift = [(d.task, *_log_ratio(*found, few_columns=True)) for d, found in pairs]
     rows = [row for name, values in (("quality", quality), ("drift", drift)) if (row := _agreement(name, values)) is not None]
     note = (
         "Ratios candidate / reference on the log scale. Q is Cochran's test of one common ratio, I2 the share of the spread beyond chance; "
         "with few seeds both are guides. Where tasks disagree, a mean over tasks describes none of them. Exploratory."
     )
     columns = ("dimension", "tasks", "below 1", "smallest ratio", "largest ratio", "Q", "df", "p", "I2", "reading")
-    return table("Do the tasks agree?", columns, rows, note, [x for s in m.testable for x in s.steps])
+    return table("Do the tasks agree?", columns, rows, note, [*steps_of(m.testable), *steps_of(d for d, _ in pairs)])
 
 
-def _log_ratio(candidate_SN: np.ndarray, reference_SN: np.ndarray) -> tuple[float, float]:
+def _log_ratio(candidate_SN: np.ndarray, reference_SN: np.ndarray, few_columns: bool = False) -> tuple[float, float]:
     """log of the ratio of means and its standard error: that of the contrast at the ratio itself (delta method); nan where undefined."""
     top, bottom = float(candidate_SN.mean()), float(reference_SN.mean())
     if top <= 0 or bottom <= 0:
         return math.nan, math.nan
-    return math.log(top / bottom), relative_test(candidate_SN, reference_SN, margin=top / bottom).contrast.se / top
+    contrast = relative_test(candidate_SN, reference_SN, margin=top / bottom, few_columns=few_columns).contrast
+    return math.log(top / bottom), contrast.se / top
 
 
 def _agreement(name: str, values: list[tuple[str, float, float]]) -> Row | None:
@@ -95,7 +97,8 @@ def surprises_table(m: Material) -> Table:
     """What was not asked and stands out."""
     rows = [("exploratory", *row) for row in (*_better(m), *_more_drift(m), *_disagreement(m), *_interaction(m), *_relation(m), *_seeds(m))]
     note = "Found by looking, not registered, not corrected for the number of looks: each is a question for a new study."
-    return table("Surprises (exploratory)", ("kind", "subject", "observation", "p"), rows, note, [x for s in m.testable for x in s.steps])
+    steps = [*steps_of(m.testable), *steps_of(m.contrasts)]
+    return table("Surprises (exploratory)", ("kind", "subject", "observation", "p"), rows, note, steps)
 
 
 def _better(m: Material) -> Iterator[Row]:

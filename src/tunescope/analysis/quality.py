@@ -37,6 +37,8 @@ class TaskQuality:
     gate: tuple[GateRow, ...]
     gate_missing: tuple[str, ...]
     missing_seeds: tuple[str, ...]
+    unpredicted: tuple[str, ...] = ()
+    """Finished runs without predictions, as step ids."""
 
     def beats(self, method: str, system: str) -> bool | None:
         """Whether a method beats a baseline system; None when unknown."""
@@ -50,18 +52,32 @@ class TaskQuality:
         """False when no method beats the majority class: then no quality or drift contrast is claimed."""
         return any(self.beats(m, "majority") is not False for m in methods)
 
+    def unpaired(self) -> str:
+        """Why the scores of finished runs could not be paired."""
+        if self.unpredicted:
+            return f"no predictions of {', '.join(self.unpredicted)}"
+        return "no per-example form of the registered metric in the stored predictions"
+
+    def unchecked(self) -> str:
+        """Why it is not known whether the finished runs learned anything, "" where it is."""
+        if self.gate_missing:
+            return f"baseline/{self.task} has no predictions"
+        if self.gate:
+            return ""
+        return self.unpaired() if self.scores is None else "fewer than 2 groups of test examples"
+
 
 def task_quality(frames: Frames, study: Study, task: str) -> TaskQuality:
     """Pair the runs of one task, test the registered margin and the gate."""
     spec = study.analysis
     metric = spec.primary_metric.get(task, "accuracy")  # type: ignore[call-overload]
     scores = paired_scores(frames, task, metric, spec.candidate_method, spec.reference_method)
-    absent = missing_runs(frames, study, task)
+    absent, unpredicted = missing_runs(frames, study, task), _unpredicted(frames, study, task)
     if scores is None or len(scores.seeds) < 2 or len(set(scores.groups)) < 2:
-        return TaskQuality(task, scores, None, (), (), absent)
+        return TaskQuality(task, scores, None, (), (), absent, unpredicted)
     test = relative_test(*scores.units(), margin=spec.quality_retained)
     gate, unknown = _gate(frames, study, scores)
-    return TaskQuality(task, scores, test, gate, unknown, absent)
+    return TaskQuality(task, scores, test, gate, unknown, absent, unpredicted)
 
 
 def missing_runs(frames: Frames, study: Study, task: str) -> tuple[str, ...]:
@@ -69,6 +85,12 @@ def missing_runs(frames: Frames, study: Study, task: str) -> tuple[str, ...]:
     methods = (study.analysis.candidate_method, study.analysis.reference_method)
     done = {m: seeds_of(frames, task, m) for m in methods}
     return tuple(f"train/{task}/{m}/final/seed-{s}" for m in methods for s in study.seeds if s not in done[m])
+
+
+def _unpredicted(frames: Frames, study: Study, task: str) -> tuple[str, ...]:
+    """Finished final runs of both methods whose predictions are not stored."""
+    methods = (study.analysis.candidate_method, study.analysis.reference_method)
+    return tuple(step for m in methods for step in seeds_of(frames, task, m).values() if step not in frames.scored)
 
 
 def _gate(frames: Frames, study: Study, scores: Paired) -> tuple[tuple[GateRow, ...], tuple[str, ...]]:
@@ -147,7 +169,7 @@ def _reasons(quality: TaskQuality, study: Study) -> list[Reason]:
     elif scores is not None and len(set(scores.groups)) < 2:
         found.append(("too_few_examples", "fewer than 2 groups of test examples: nothing can be tested"))
     if scores is None and not quality.missing_seeds:
-        found.append(("metric_not_stored", "no per-example form of the registered metric in the stored predictions"))
+        found.append(("metric_not_stored", quality.unpaired()))
     if quality.gate_missing:
         systems = " and ".join(quality.gate_missing)
         found.append(("gate_unknown", f"the gate cannot be checked: baseline/{quality.task} has no predictions of {systems}"))

@@ -26,12 +26,12 @@ class Results:
 
 
 def comparison_flags(study: Study, results: Results) -> Iterator[Flag]:
-    """Scores outside their expected range, rates on the edge of their grid, tasks on which neither method beats a constant answer."""
+    """Scores outside their expected range, rates on the edge of their grid, tasks on which neither method is clear of a constant answer."""
     for task in study.tasks:
         for method in study.methods:
             yield from _unexpected(study, results, task, method)
             yield from _edge(study, results, task, method)
-        yield from _unlearned(study, results, task)
+        yield from _near_majority(study, results, task)
 
 
 def _metric(study: Study, task: str) -> str:
@@ -59,8 +59,8 @@ def _edge(study: Study, results: Results, task: str, method: str) -> Iterator[Fl
         yield step, f"{where} is on the edge of its grid ({shown}); the grid may decide"
 
 
-def _unlearned(study: Study, results: Results, task: str) -> Iterator[Flag]:
-    """Means over seeds of both methods at or below the upper limit of the majority baseline's interval."""
+def _near_majority(study: Study, results: Results, task: str) -> Iterator[Flag]:
+    """Means over seeds of both methods at or below the upper limit of the majority baseline's interval; the gate pairs and may differ."""
     metric, step = _metric(study, task), f"baseline/{task}"
     interval = results.outputs(step).get("intervals", {}).get(f"majority/{metric}")
     methods = (study.analysis.candidate_method, study.analysis.reference_method)
@@ -69,7 +69,7 @@ def _unlearned(study: Study, results: Results, task: str) -> Iterator[Flag]:
         return
     shown = " and ".join(f"{m} {mean:.3f}" for m, mean in zip(methods, means, strict=True))
     limit = f"the majority baseline's interval (up to {interval[1]:.3f} {metric})"
-    yield step, f"{TASK_NAMES[task]}: {shown} lie within {limit}: nothing was learned"
+    yield step, f"{TASK_NAMES[task]}: neither mean score, {shown}, lies above {limit}; the gate says whether anything was learned"
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,5 +1,6 @@
 """Statistics tables on the runs themselves: correlations, frontier, noise floor, merge, rank."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 from tunescope.train.red_flags import MERGED_BF16_AGREEMENT, MERGED_BF16_GAP
 
 from .correlate import correlations
-from .effects import tukey
+from .effects import constant, tukey
 from .findings import Missing
 from .frames import Frames
 from .frontier import RunPoint, frontier
@@ -51,6 +52,7 @@ def tukey_table(m: Material) -> Table:
     )
     columns = ("method", "against", "difference", "low", "high", "p_adjusted")
     note = "Tukey's honestly significant differences of the primary metric over final runs, task means removed, 95 % limits. Exploratory."
+    note += " Methods that share no task, directly or through others, have no line."
     return table("Post-hoc comparison of methods", columns, [[row[c] for c in columns] for row in found], note, (p.step for p in runs))
 
 
@@ -67,7 +69,9 @@ def correlation_matrix(m: Material) -> Table:
         columns=["task", "quality", "selection_loss", "drift", *names],
     )
     values = frame.drop(columns="task").astype(float)
-    matrix = (values - values.groupby(frame.task).transform("mean")).corr(min_periods=4)
+    centred = values - values.groupby(frame.task).transform("mean")
+    centred.loc[:, constant(values, centred)] = math.nan
+    matrix = centred.corr(min_periods=4)
     rows = [(name, *matrix.loc[name]) for name in matrix.index] if len(frame) else []
     note = "Final runs, task means removed; an empty cell does not vary or has fewer than four runs. Exploratory."
     return table("Correlation matrix over final runs", ("", *matrix.columns), rows, note, [p.step for p in runs])

@@ -20,7 +20,7 @@ from .verdicts import briefly, meaningless, not_entering, said_reasons
 MOST_SEEDS = 50
 FIRST: dict[ReasonKind, str] = {
     "missing_steps": "the missing runs first", "too_few_seeds": "two paired seeds at the least",
-    "gate_unknown": "first the predictions of the baseline step", "too_few_examples": "test examples of two groups at the least",
+    "gate_unknown": "first predictions that the gate can be checked with", "too_few_examples": "test examples of two groups at the least",
     "metric_not_stored": "first predictions with a value of the registered metric for each example",
     "no_drift_scalar": "first the drift scalar of every registered run", "no_reference_drift": "a reference that drifts at all",
     "no_variation": "values that are not all equal", "no_serving": "a serving part in the study",
@@ -130,8 +130,13 @@ def _drift(m: Material, d: DriftPair) -> str:
     reference = float(d.reference_S.mean())
     sd = float(np.std(d.candidate_S - (1 - spec.drift_reduction) * d.reference_S, ddof=1))
     shifts = {n: detectable_shift(sd, n, alpha=spec.alpha) for n in sorted({len(d.seeds), 5, 10}) if n >= len(d.seeds)}
-    shown = [f"{100 * (spec.drift_reduction + s / reference):.0f} % with {n} seeds" for n, s in shifts.items() if s is not None]
-    return f"a true reduction of {', '.join(shown)}" if shown else f"an alpha above {spec.alpha:g}: no reduction is found at it"
+    needed = {n: spec.drift_reduction + s / reference for n, s in shifts.items() if s is not None}
+    if not needed:
+        return f"an alpha above {spec.alpha:g}: no reduction is found at it"
+    shown = ", ".join(f"{100 * share:.0f} % with {n} seeds" for n, share in needed.items() if share < 0.995)
+    never = ", ".join(str(n) for n, share in needed.items() if share >= 0.995)
+    lacking = f"runs that vary less, as no reduction up to 100 % could be shown with {never} seeds like these" if never else ""
+    return "; or ".join(filter(None, (f"a true reduction of {shown}" if shown else "", lacking)))
 
 
 def _overhead(m: Material) -> str:

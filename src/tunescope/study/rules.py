@@ -8,6 +8,11 @@ from .arms import parse_arm
 if TYPE_CHECKING:
     from .schema import Kind, Study, TaskName
 
+CLAIMED_METRICS: Mapping["TaskName", tuple[str, ...]] = {
+    "mrpc": ("accuracy", "f1"), "sst2": ("accuracy",), "rte": ("accuracy",), "squad_v2": ("f1", "exact_match"),
+}  # fmt: skip
+"""The metrics of a task that stored predictions give example by example, which its tests need; a best threshold, say, has no such form."""
+
 
 def broken_rules(study: "Study", sections: Collection[str]) -> list[str]:
     """What breaks a rule, each as `place: what`; by the rules that read the named sections only, for others may be wrong."""
@@ -41,6 +46,15 @@ def _overhead_of_two_arms(study: "Study") -> Iterator[str]:
     for place, name in (("overhead_arm", arm), ("overhead_baseline_arm", baseline)):
         if parse_arm(name).switches:
             yield f"analysis.{place}: '{name}' is timed request by request and has no cells to compare"
+
+
+def _metrics_by_example(study: "Study") -> Iterator[str]:
+    """A task that `primary_metric` leaves out is scored by accuracy."""
+    for task in study.tasks:
+        metric, known = study.analysis.primary_metric.get(task, "accuracy"), CLAIMED_METRICS[task]
+        if metric not in known:
+            what = f"'{metric}' has no value for each test example of this task, so no claim could be tested"
+            yield f"analysis.primary_metric.{task}: {what}; name {' or '.join(known)}"
 
 
 def _equal_search_budgets(study: "Study") -> Iterator[str]:
@@ -89,6 +103,7 @@ RULES: tuple[tuple[set[str], Callable[["Study"], Iterator[str]]], ...] = (
     ({"seeds", "training", "serving"}, _seeds_chosen),
     ({"methods", "analysis"}, _methods_compared),
     ({"analysis"}, _overhead_of_two_arms),
+    ({"tasks", "analysis"}, _metrics_by_example),
     ({"tasks", "methods"}, _equal_search_budgets),
     ({"tasks", "training"}, _batch_in_one_pass),
     ({"tasks", "serving"}, _tasks_served),

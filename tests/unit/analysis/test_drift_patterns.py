@@ -1,5 +1,6 @@
 """Drift tables against values computed here from the simulated runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,22 @@ from tunescope.analysis.statistical_analysis import analyse
 from tunescope.study.schema import AnalysisSpec
 
 SEEDS = (42, 1337, 2024)
+STUDY = small_study(analysis=AnalysisSpec(bootstrap_draws=20, permutation_draws=99))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Frames, dict[str, pd.DataFrame]]:
     root: Path = tmp_path_factory.mktemp("drift")
-    study = small_study(analysis=AnalysisSpec(bootstrap_draws=20, permutation_draws=99))
-    write_store(root, study, rng=np.random.default_rng(3), n_examples=40)
-    frames = collect(root, study)
-    tables = analyse(frames, study, now="2025-01-01T00:00:00+00:00").statistics
+    write_store(root, STUDY, rng=np.random.default_rng(3), n_examples=40)
+    frames = collect(root, STUDY)
+    tables = analyse(frames, STUDY, now="2025-01-01T00:00:00+00:00").statistics
     return frames, {name: pd.DataFrame(t["rows"], columns=t["columns"]) for name, t in tables.items() if name.startswith("drift_")}
 
 
 def _scalars(frames: Frames, task: str, method: str) -> np.ndarray:
     m = frames.metrics
     rows = m[(m.task == task) & (m.method == method) & (m.role == "final") & (m.name == "drift")]
-    return rows.set_index("seed").value.loc[list(SEEDS)].to_numpy()
+    return rows.set_index("seed").value.reindex(list(SEEDS)).to_numpy()
 
 
 def test_pairs_are_those_of_the_runs(found) -> None:
@@ -51,6 +52,18 @@ def test_over_all_tasks_runs_or_whole_seeds_are_flipped(found) -> None:
     assert rows.loc["4 of 4 tasks, each run flipped", "p sign flip"] == pytest.approx(2 / 2**12)
     assert rows.loc["4 of 4 tasks, each seed flipped", "p sign flip"] == 0.25
     assert rows.loc["4 of 4 tasks, each seed flipped", "difference"] == pytest.approx(rows.loc[list(FULL_DRIFT), "difference"].mean())
+
+
+def test_whole_seeds_are_described_by_the_runs_that_are_flipped(found) -> None:
+    """With a run lost on one task, its seed leaves that line on every task: means and reduction too."""
+    m = found[0].metrics.copy()
+    m.loc[m.step_id.str.endswith("full/final/seed-42") & (m.name == "drift"), "value"] *= 3
+    frames = replace(found[0], metrics=m).without(["train/rte/lora/final/seed-42"])
+    table = analyse(frames, STUDY, now="2025-01-01T00:00:00+00:00").statistics["drift_paired"]
+    row = pd.DataFrame(table["rows"], columns=table["columns"]).set_index("task").loc["4 of 4 tasks, each seed flipped"]
+    lora, full = (np.mean([_scalars(frames, t, method)[1:] for t in FULL_DRIFT]) for method in ("lora", "full"))
+    assert (row["pairs"], row["lora mean"], row["full mean"]) == (2, pytest.approx(lora), pytest.approx(full))
+    assert (row["difference"], row["reduction"]) == (pytest.approx(lora - full), pytest.approx(1 - lora / full))
 
 
 def test_stratified_limits_are_the_t_limits_of_one_group() -> None:

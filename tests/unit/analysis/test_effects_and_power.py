@@ -116,6 +116,21 @@ def test_tukey_over_tasks_of_unequal_size_is_the_additive_models():
         assert row["p_adjusted"] == pytest.approx(p, abs=1e-9)
 
 
+def test_tukey_compares_only_methods_that_tasks_connect():
+    """a and b on two tasks, c and d on another: their additive model tells a from b and c from d, and nothing across."""
+    rng = np.random.default_rng(3)
+    cells = [(m, t) for m, tasks in {"a": "xy", "b": "xy", "c": "z", "d": "z"}.items() for t in tasks for _ in range(3)]
+    frame = pd.DataFrame([{"method": m, "task": t, "value": 0.5 * (t == "z") + rng.normal(0, 0.03)} for m, t in cells])
+    rows = {(row["method"], row["against"]): row for row in tukey(frame)}
+    assert set(rows) == {("a", "b"), ("c", "d")}
+    mean = frame.groupby("method").value.mean()
+    assert rows["c", "d"]["difference"] == pytest.approx(mean["c"] - mean["d"])
+    fits = [ols("value ~ C(method) + C(task)", frame[frame.task != "z"]).fit(), ols("value ~ C(method)", frame[frame.task == "z"]).fit()]
+    error = sum(fit.ssr for fit in fits) / sum(fit.df_resid for fit in fits)
+    half = stats.studentized_range.ppf(0.95, 4, 13) * math.sqrt(error / 3)
+    assert rows["c", "d"]["high"] - rows["c", "d"]["difference"] == pytest.approx(half)
+
+
 def test_within_task_correlation_is_the_ancova_one():
     rng = np.random.default_rng(2)
     groups = np.repeat(list("abcd"), 6)
@@ -135,6 +150,16 @@ def test_correlations_of_too_little_are_none():
     assert within_correlation(np.array([1.0, 2]), np.array([1.0, 2]), ["a", "b"]) is None
     assert pooled_correlation(np.array([]), np.array([])) is None
     assert pooled_correlation(np.ones(5), np.arange(5.0)) is None
+
+
+def test_equal_values_correlate_with_nothing_whatever_their_mean_rounds_to():
+    rng = np.random.default_rng(0)
+    for share in rng.integers(100, 1700, 50) / 1725:
+        x, y = np.array([share] * 10 + [share / 3] * 10), rng.random(20)
+        assert within_correlation(x, y, ["a"] * 10 + ["b"] * 10) is within_correlation(y, x, ["a"] * 10 + ["b"] * 10) is None
+        assert pooled_correlation(x[:10], y[:10]) is pooled_correlation(y[:10], x[:10]) is None
+    tiny = np.arange(5.0) * 1e-10
+    assert pooled_correlation(tiny, tiny).r == pytest.approx(1)  # small is not constant
 
 
 def test_components_come_back():

@@ -108,6 +108,13 @@ def test_fieller_solves_its_own_equation():
     assert fieller(1.0, 0.01, 1e-2, 0, 1e-2, q) == (None, None)
 
 
+@pytest.mark.parametrize("quantile", [1e100, 1e200, math.inf, math.nan])
+def test_fieller_has_no_limits_at_a_quantile_beyond_all_numbers(quantile):
+    """Satterthwaite's degrees of freedom can come near 0, where the t quantile overflows."""
+    assert fieller(0.18, 0.3, 1e-9, 1e-10, 1e-9, quantile) == (None, None)
+    assert quantile == 1e100 or fieller(0.18, 0.3, 1e-9, 0.0, 0.0, quantile) == (None, None)
+
+
 def test_the_fieller_limit_excludes_the_margin_exactly_when_the_test_rejects():
     rng, outcomes = np.random.default_rng(4), set()
     for _ in range(300):

@@ -1,5 +1,6 @@
 """Why a claim cannot be decided: every kind is reached, forbids a verdict, and is asked for by kind, whatever its text says."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +12,15 @@ import pytest
 
 from simulated_store import small_study, write_store
 from tunescope.analysis import statistical_analysis
+from tunescope.analysis.crossed import relative_test
 from tunescope.analysis.findings import Claim, Findings, Reason, ReasonKind, Reservation
 from tunescope.analysis.frames import Frames, collect
+from tunescope.analysis.regression import cochran_q
+from tunescope.analysis.scores import paired_drift, values_matrix
 from tunescope.analysis.statistical_analysis import analyse
 from tunescope.analysis.verdicts import entering, said
 from tunescope.report.tables import claims_table
+from tunescope.study.rules import CLAIMED_METRICS
 from tunescope.study.schema import AnalysisSpec, ServingSpec, Study, TaskSpec
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -96,8 +101,16 @@ CASES: dict[str, tuple[Case, dict[str, list[ReasonKind]]]] = {
         lambda f: (f, STUDY, BROKEN),
         {"quality/rte": ["missing_steps", "too_few_seeds"], "drift/rte": ["missing_steps", "too_few_seeds"]},
     ),
-    "one paragraph": (lambda f: (of_rte(f, group="all"), STUDY, None), {"quality/rte": ["too_few_examples"]}),
-    "no scores": (lambda f: (of_rte(f, correct=np.nan), STUDY, None), {"quality/rte": ["metric_not_stored"]}),
+    "one paragraph": (
+        lambda f: (of_rte(f, group="all"), STUDY, None), {"quality/rte": ["too_few_examples"], "drift/rte": ["gate_unknown"]},
+    ),
+    "no scores": (
+        lambda f: (of_rte(f, correct=np.nan), STUDY, None), {"quality/rte": ["metric_not_stored"], "drift/rte": ["gate_unknown"]},
+    ),
+    "predictions of a run are lost": (
+        lambda f: (replace(f, predictions=f.predictions[f.predictions.step_id != RUN]), STUDY, None),
+        {"quality/rte": ["metric_not_stored"], "drift/rte": ["gate_unknown"]},
+    ),
     "all right": (lambda f: (of_rte(f, correct=1.0), STUDY, None), {"quality/rte": ["no_variation"]}),
     "no drift": (lambda f: (metrics(f, None, task="rte"), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
     "no drift of a seed": (lambda f: (metrics(f, None, task="rte", seed=42), STUDY, None), {"drift/rte": ["no_drift_scalar"]}),
@@ -179,7 +192,7 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert "does not beat its baselines on RTE" in answers["nobody learned"] and "nothing was learned on RTE" in answers["nobody learned"]
     for name in ("a run is missing", "one seed"):
         assert answers[name].count("runs are missing on RTE") == 2
-    assert answers["no baselines"].count("baseline predictions are missing on RTE") == 2
+    assert answers["no baselines"].count("what was learned cannot be checked on RTE") == 2
     assert answers["twins differ"].count("because arms of identical shape do not tie") == 1
     for name, said_of in (("no scores", "scores are"), ("no drift", "drift values are"), ("no drift of a seed", "drift values are")):
         assert answers[name].count(f"{said_of} missing on RTE") == 1
@@ -188,6 +201,62 @@ def test_what_stands_in_the_sentences_follows_the_kinds(cases: dict[str, Finding
     assert takes["a run is missing"]["quality/rte"].startswith("the missing runs first")
     few = {name for name, f in cases.items() if any("inconclusive by rule" in line.text for line in f.limitations)}
     assert few == {"few launches", "one launch, registered so", "other cells"}
+
+
+def test_the_metrics_that_a_study_may_claim_are_those_with_a_value_for_each_example(frames: Frames) -> None:
+    step = frames.final_runs["sst2", "lora"][42]
+    table = frames.scored[step]
+    for task, claimed in CLAIMED_METRICS.items():
+        mine = table.assign(f1=0.5) if task == "squad_v2" else table
+        assert all(values_matrix([mine], list(table.index), metric, task) is not None for metric in claimed)
+        assert "f1" in claimed or values_matrix([mine], list(table.index), "f1", task) is None
+        assert values_matrix([mine], list(table.index), "best_f1", task) is None
+
+
+def test_a_gate_that_cannot_be_checked_is_told_with_what_it_lacks(cases: dict[str, Findings]) -> None:
+    """Without scores nobody knows whether the drift is that of a model that learned something."""
+    lost = cases["predictions of a run are lost"]
+    assert claim(lost, "drift/rte").verdict == claim(lost, "drift/all").verdict == "inconclusive"
+    assert all(f"no predictions of {RUN}" in claim(lost, name).reasons[0].text for name in ("quality/rte", "drift/rte"))
+    assert "no per-example form" in claim(cases["no scores"], "drift/rte").reasons[0].text
+    assert "fewer than 2 groups of test examples" in claim(cases["one paragraph"], "drift/rte").reasons[0].text
+
+
+def test_tables_on_drift_name_the_runs_of_tasks_whose_scores_do_not_compare(frames: Frames) -> None:
+    """An untuned base that is always right: RTE was learned, but not better than by the base."""
+    base = frames.baselines.copy()
+    base.loc[(base.task == "rte") & (base.system == "base"), "correct"] = 1.0
+    lasting = metrics(replace(frames, baselines=base), lambda v: 4 * v, task="rte", method="lora")
+    found = analyse(lasting, STUDY, now=NOW)
+    assert [r.kind for r in claim(found, "quality/rte").reasons] == ["gate_failed"] and not claim(found, "drift/rte").reasons
+    assert [row[:2] for row in found.statistics["task_agreement"]["rows"]] == [["drift", 2]]
+    assert any(row[1] == "rte" and "drifts more" in row[2] for row in found.statistics["surprises"]["rows"])
+    for name in ("task_agreement", "surprises"):
+        assert {step.split("/")[1] for step in found.statistics[name]["steps"]} == set(TASKS)
+
+
+def test_the_agreement_of_drifts_has_the_standard_errors_of_their_claims(frames: Frames) -> None:
+    expected, other = [], []
+    for task in TASKS:
+        pair = paired_drift(frames, task, "lora", "full")
+        assert pair is not None and (blocks := pair.crossed()) is not None
+        ratio = float(blocks[0].mean() / blocks[1].mean())
+        for few, rows in ((True, expected), (False, other)):
+            error = relative_test(*blocks, margin=ratio, few_columns=few).contrast.se / blocks[0].mean()
+            rows.append((math.log(ratio), float(error)))
+    assert expected != other, "the form of the error must matter to these runs"
+    row = next(r for r in analyse(frames, STUDY, now=NOW).statistics["task_agreement"]["rows"] if r[0] == "drift")
+    q = cochran_q([log for log, _ in expected], [se for _, se in expected])
+    assert q is not None and row[5] == pytest.approx(q.q)
+
+
+def test_scores_that_do_not_vary_correlate_with_nothing(frames: Frames) -> None:
+    m = frames.metrics.copy()
+    m.loc[m.name == "accuracy", "value"] = m.task.map({"sst2": 102 / 1725, "rte": 107 / 1725})
+    found = analyse(replace(frames, metrics=m), STUDY, now=NOW).statistics
+    quality = next(row for row in found["correlation_matrix"]["rows"] if row[0] == "quality")
+    assert quality[1:] == [None] * (len(quality) - 1)
+    assert not [row for row in found["correlations"]["rows"] if row[0].startswith("test quality") and "within" in row[1]]
 
 
 def test_a_failed_gate_leaves_no_numbers_to_compare(cases: dict[str, Findings]) -> None:
@@ -237,7 +306,7 @@ def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> No
     """More seeds or launches help nobody whose baseline step, scores or quiet machine are missing."""
     takes = {n: {row[0]: row[3] for row in f.statistics["undecided"]["rows"]} for n, f in cases.items() if "undecided" in f.statistics}
     for dimension in ("quality", "drift"):
-        assert takes["no baselines"][f"{dimension}/rte"].startswith("first the predictions of the baseline step; in all, ")
+        assert takes["no baselines"][f"{dimension}/rte"].startswith("first predictions that the gate can be checked with; in all, ")
         assert takes["one seed"][f"{dimension}/rte"] == "the missing runs first; two paired seeds at the least"
     assert takes["one paragraph"]["quality/rte"] == "test examples of two groups at the least"
     assert takes["no scores"]["quality/rte"] == "first predictions with a value of the registered metric for each example"
@@ -248,6 +317,42 @@ def test_what_it_would_take_follows_the_reason(cases: dict[str, Findings]) -> No
     assert takes["one launch, registered so"]["overhead"].startswith("at least 2 launches of both")
     assert takes["twins differ"]["overhead"].startswith("first the serve step again, alone on the machine")
     assert all(text for rows in takes.values() for text in rows.values())
+
+
+@pytest.mark.parametrize("spread", [(0.4, 1.0, 2.2), (0.1, 1.0, 4.6)])
+def test_a_reduction_above_all_there_is_to_reduce_is_not_asked_for(frames: Frames, spread: tuple[float, ...]) -> None:
+    for seed, factor in zip(STUDY.seeds, spread, strict=True):
+        frames = metrics(frames, lambda v, k=factor: k * v, task="rte", method="lora", seed=seed)
+    takes = {row[0]: row[3] for row in analyse(frames, STUDY, now=NOW).statistics["undecided"]["rows"]}["drift/rte"].split("; but ")[0]
+    asked = [int(share) for share in re.findall(r"(\d+) % with", takes)]
+    assert all(share < 100 for share in asked)
+    lacking = re.fullmatch(
+        r"(a true .* seeds; or )?runs that vary less, as no reduction up to 100 % could be shown with (.+) seeds like these", takes
+    )
+    assert lacking is not None and lacking[2].startswith("3") and len(asked) + len(lacking[2].split(", ")) == 3
+    assert bool(asked) == (spread[2] < 4), "ten seeds can show what three cannot, up to a point"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence", "why"),
+    [
+        (lambda f: replace(f, predictions=f.predictions.assign(correct=1.0)), 0, "all values are equal on SST-2, RTE"),
+        (lambda f: replace(f, predictions=f.predictions.assign(correct=np.nan)), 0, "scores are missing on SST-2, RTE"),
+        (lambda f: metrics(f, None), 1, "drift values are missing on SST-2, RTE"),
+    ],
+)
+def test_an_answer_without_any_number_says_what_keeps_it_from_one(
+    frames: Frames, change: Callable[[Frames], Frames], sentence: int, why: str
+) -> None:
+    text = analyse(change(frames), STUDY, now=NOW).answer[sentence]
+    assert text.endswith(f": lora cannot be compared with full yet; {why}.")
+
+
+def test_the_answer_of_a_study_of_one_seed_asks_for_a_second(frames: Frames) -> None:
+    study = small_study(tasks=STUDY.tasks, serving=STUDY.serving, analysis=ANALYSIS, seeds=(42,))
+    alone = frames.without(s for s in frames.steps.step_id if s.startswith("train/") and not s.endswith("seed-42"))
+    for text in analyse(alone, study, now=NOW).answer[:2]:
+        assert text.endswith("yet; fewer than two seeds are paired on SST-2, RTE.")
 
 
 def test_an_interval_beside_its_margin_is_not_said_to_hold_it(cases: dict[str, Findings]) -> None:

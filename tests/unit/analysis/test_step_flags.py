@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tunescope.analysis.flag_groups import grouped
 from tunescope.analysis.step_flags import FINAL_RECORDS, Results, comparison_flags, finished_flags, missing_records
 from tunescope.records import FinishedStep
 from tunescope.study.load import load_study
@@ -65,9 +66,10 @@ def test_a_rate_on_the_edge_of_its_grid(rate, grid, raised):
         ({"full": 0.55, "lora": 0.55}, None, False),
     ],
 )
-def test_nothing_was_learned(scores, limit, raised):
-    found = [f for f in flags(scores, limit=limit) if "nothing was learned" in f[1]]
+def test_neither_score_is_above_the_majority_baselines_interval(scores, limit, raised):
+    found = [f for f in flags(scores, limit=limit) if "neither mean score" in f[1]]
     assert [s for s, _ in found] == ["baseline/sst2"] * raised
+    assert [(g.severity, g.code) for g in grouped(found)] == [("doubtful", "near-majority")] * raised, "the gate decides, not this"
 
 
 def test_missing_records_and_notes_of_finished_steps(tmp_path: Path):

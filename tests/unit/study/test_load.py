@@ -158,6 +158,19 @@ def test_what_is_named_twice_is_told_beside_what_is_wrong_in_the_list(tiny, over
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("metrics", "task", "told"),
+    [
+        ("{sst2: f1}", "sst2", "'f1' has no value for each test example of this task, so no claim could be tested; name accuracy"),
+        ("{squad_v2: best_f1}", "squad_v2", "'best_f1' has no value for each test example"),
+        ("{sst2: accuracy}", "squad_v2", "'accuracy' has no value for each test example"),  # what is left out is scored by accuracy
+    ],
+)
+def test_a_metric_that_no_claim_can_be_tested_on_is_refused(tiny, metrics, task, told):
+    (line,) = problems(tiny, f"tasks={{{task}: {{max_length: 64}}}}", f"analysis.primary_metric={metrics}")
+    assert f"study.analysis.primary_metric.{task}: {told}" in line
+
+
 @pytest.mark.parametrize("alpha", ["0", "1"])
 def test_a_level_at_which_nothing_or_everything_is_decided_is_refused(tiny, alpha):
     (line,) = problems(tiny, f"analysis.alpha={alpha}")
