@@ -245,7 +245,7 @@ class Store:
         (self.folder(step_id) / "error.json").unlink(missing_ok=True)
 
     def finish(self, record: StepRecord, result: StepResult, started: float, wall_s: float) -> None:
-        """Write `result.json`, last and in one step: its presence means success.
+        """Write `result.json`, last and in one step: its presence means success. Only then are checkpoints of no use.
 
         Args:
             started: Unix time.
@@ -254,6 +254,7 @@ class Store:
         folder = self.folder(record.id)
         value = sealed(folder, record.id, record.fingerprint, result, started=started, wall_s=wall_s)
         write_json(folder / "result.json", value)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def damaged(self, step_id: str) -> str:
         """Which deterministic artefact of a finished step is not the bytes it was; "" when all are."""

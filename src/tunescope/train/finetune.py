@@ -64,6 +64,11 @@ class Run:
         return self.ctx.folder / "checkpoints"
 
     @property
+    def probe_rows(self) -> Path:
+        """Records that the checkpoints seal; they go with them."""
+        return self.checkpoints / "probes"
+
+    @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
@@ -213,9 +218,8 @@ def _train_once(run: Run, micro: int) -> Trained:
     limit = inputs.task_spec.max_length
     text = HeldOutText(embedded_passages(), run.tokenizer, limit)
     probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
-    rows_folder = ctx.folder / "probe" / "rows"
-    checkpoint = latest_intact(run.checkpoints, rows_folder)
-    keep_only(run.checkpoints, rows_folder, checkpoint)
+    checkpoint = latest_intact(run.checkpoints, run.probe_rows)
+    keep_only(run.checkpoints, run.probe_rows, checkpoint)
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     forget_peak()
     model, recorder, reference = _start(run, probe)
@@ -255,7 +259,7 @@ def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None
     model: Any = load_model(run.base_path, dtype=torch.float32, device=device)
     if inputs.training.fused_kernels:  # before the base is probed, so that base and tuned model run through the same kernels
         fuse_kernels(model)
-    recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder)
+    recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder, run.probe_rows)
     adapter, reference = inputs.method_spec.adapter, None
     if adapter is not None:
         prompts = probe.tokens[:PROOF_PROMPTS]

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_not_trusted(data, finished, tmp_path):
     whole, folder, _ = finished["lora"]
     with pytest.raises(Killed):
         run(data, tmp_path, "lora", Log(10))
-    last = max((tmp_path / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    last = max((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     (last / "optimizer.pt").write_bytes(b"not what it was")
     result = run(data, tmp_path, "lora")
     assert not any(f"resumed at step {last.name.split('-')[1]}" in note for note in result.notes)
@@ -135,6 +135,15 @@ def test_a_run_killed_while_scoring_does_not_train_again(data, finished, tmp_pat
             run(data, tmp_path, "full")
     log = Log()
     result = run(data, tmp_path, "full", log)
+    assert not any("loss" in values for _, values in log.rows)
+    assert digest(result, tmp_path) == digest(whole, folder)
+
+
+def test_a_run_killed_before_its_result_is_written_does_not_train_again(data, finished, tmp_path):
+    whole, folder, _ = finished["lora"]
+    run(data, tmp_path, "lora")
+    log = Log()
+    result = run(data, tmp_path, "lora", log)
     assert not any("loss" in values for _, values in log.rows)
     assert digest(result, tmp_path) == digest(whole, folder)
 
@@ -176,7 +185,7 @@ def test_records_of_a_final_run(finished, method):
     assert (start["value"] == 0).all() and len(start) >= 12
     assert values["drift"] > 0
     assert all((folder / name).is_file() for name in result.content)
-    assert not (folder / "checkpoints").exists() and not (folder / "probe" / "rows").exists()
+    assert sorted(p.name for p in (folder / "probe").iterdir()) == ["scored.safetensors", "step-0.safetensors"]
     with safe_open(folder / "probe" / "scored.safetensors", "numpy") as states:
         assert states.metadata()["probe_sha256"] == result.outputs["probe_sha256"]
     names = {name for _, row in log.rows for name in row}
