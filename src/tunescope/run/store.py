@@ -16,9 +16,9 @@ from tunescope.study.identity import canonical
 from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
-from .files import TEMPORARY, read_json, sha256_file, write_json
+from .files import TEMPORARY, read_json, write_json
 from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease, unused
-from .sealing import FORMAT, sealed, unusable
+from .sealing import FORMAT, changed, sealed, unusable
 
 ASIDE = ".merging-"
 """Beginning of the names of folders where those of other stores are copied before they are moved in."""
@@ -261,10 +261,7 @@ class Store:
         result, problem = self.result(step_id)
         if result is None:
             return problem or "it has no result"
-        for path, digest in result.result["content"].items():
-            if sha256_file(result.folder / path) != digest:
-                return f"{path} is not what the step wrote (its SHA-256 differs)"
-        return ""
+        return changed(result.folder, result.result["content"])
 
     def attic(self) -> Path:
         return self.root / "attic"
