@@ -98,7 +98,7 @@ class Trained:
     steps: Mapping[str, Any]
     """How its steps ran: `batching`, `captured`."""
     peaks: Mapping[str, Mapping[str, float]]
-    """Peak memory in bytes of each phase so far."""
+    """Peak memory in bytes of each phase so far; without training when another process had ended it."""
     resumed: bool
     """Whether this process took over from another, whose time it does not know."""
 
@@ -218,7 +218,7 @@ def _train_once(run: Run, micro: int) -> Trained:
     limit = inputs.task_spec.max_length
     text = HeldOutText(embedded_passages(), run.tokenizer, limit)
     probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
-    checkpoint = latest_intact(run.checkpoints, run.probe_rows)
+    checkpoint = _checkpoint(run)
     keep_only(run.checkpoints, run.probe_rows, checkpoint)
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     forget_peak()
@@ -236,7 +236,18 @@ def _train_once(run: Run, micro: int) -> Trained:
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
     steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
-    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()}, checkpoint is not None)
+    if not (checkpoint and checkpoint.finished):
+        peaks["training"] = peak_memory()
+    return Trained(model, state, recorder, reference, micro, steps, peaks, checkpoint is not None)
+
+
+def _checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint to go on from. Precision `auto` may be another one on this device: a run has one."""
+    found = latest_intact(run.checkpoints, run.probe_rows)
+    if found is None or found.precision == run.precision.name:
+        return found
+    run.notes.append(f"started anew: the checkpoint at step {found.step} is of precision {found.precision}, not {run.precision.name}")
+    return None
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
@@ -302,7 +313,7 @@ def _dataset(run: Run) -> RunDataset:
 
 def _callbacks(run: Run, trainer: CompletionTrainer, recorder: DriftRecorder, watch: LayerWatch) -> list[TrainerCallback]:
     training, ctx = run.inputs.training, run.ctx
-    chosen: list[TrainerCallback] = [FlowCallback(trainer.window, training.early_stopping_patience, recorder.rows)]
+    chosen: list[TrainerCallback] = [FlowCallback(trainer.window, training.early_stopping_patience, recorder.rows, run.precision.name)]
     if run.inputs.role == "final":
         chosen.append(ProbeCallback(recorder, run.inputs.drift, ctx.tracker))
     return [*chosen, LogCallback(ctx.tracker, ctx.progress, watch)]

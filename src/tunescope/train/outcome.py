@@ -180,8 +180,8 @@ def _resources(run: Run, trained: Trained, flops: float) -> list[Metric]:
 
 
 def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> list[Metric]:
-    """Peak memory of the whole step, and on a GPU of its phases."""
-    names = next(iter(peaks.values()))
+    """Peak memory of the whole step, which nobody knows when another process trained, and on a GPU of its phases."""
+    names = next(iter(peaks.values())) if "training" in peaks else ()
     rows = [Metric(name=name, value=max(phase.get(name, 0.0) for phase in peaks.values()), unit="bytes") for name in names]
     phases = [(phase, name) for phase in peaks for name in peaks[phase] if name != "peak_rss_bytes"]
     return rows + [Metric(name=f"{phase}_{name}", value=peaks[phase][name], unit="bytes") for phase, name in phases]

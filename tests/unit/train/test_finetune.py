@@ -23,6 +23,7 @@ from tunescope.study.schema import AdapterSpec, DataSpec, DriftSpec, Limits, Met
 from tunescope.train import finetune
 from tunescope.train.evaluate import read_predictions
 from tunescope.train.finetune import run_train, warmup_length
+from tunescope.train.precision import Precision
 from tunescope.train.proofs import merged_in_bf16
 from tunescope.train.red_flags import adapter_flags
 
@@ -145,6 +146,21 @@ def test_a_run_killed_before_its_result_is_written_does_not_train_again(data, fi
     log = Log()
     result = run(data, tmp_path, "lora", log)
     assert not any("loss" in values for _, values in log.rows)
+    assert digest(result, tmp_path) == digest(whole, folder)
+    peaks = [{m.name for m in r.resources} & {"peak_rss_bytes", "wall_s"} for r in (whole, result)]
+    assert peaks == [{"peak_rss_bytes", "wall_s"}, set()]  # this process never trained
+
+
+def test_a_run_resumed_where_auto_is_another_precision_starts_anew(data, finished, tmp_path, monkeypatch):
+    whole, folder, _ = finished["lora"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "resolve_precision", lambda wanted, device: Precision("bf16-mixed", device))
+        with pytest.raises(Killed):
+            run(data, tmp_path, "lora", Log(8))
+    result = run(data, tmp_path, "lora")
+    assert [note for note in result.notes if "anew" in note] == [
+        "started anew: the checkpoint at step 6 is of precision bf16-mixed, not fp32"
+    ]
     assert digest(result, tmp_path) == digest(whole, folder)
 
 
