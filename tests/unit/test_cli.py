@@ -432,6 +432,7 @@ def test_export_of_sweeps_writes_the_chosen_ones(cli, tmp_path):
 def test_validate_says_every_line_of_the_plan_under_its_tier(validating, cli):
     code, lines = validating()
     assert code == 0 and ends(lines, "PASS") == CLEAN
+    assert lines[CLEAN[1]]["found"] == "1 of 4 tasks, every file hashed; not finished here: data/mrpc; data/squad_v2; data/sst2"
     assert ends(lines, "SKIP") == [AGREE, "new seed inside the prediction interval"]
     assert [lines[name]["tier"] for name in CLEAN] == ["R0"] * 5 + ["R1"] * 5
     assert all(line["supports"] for line in lines.values())

@@ -52,8 +52,9 @@ def export_models(session: Session, out: Path, only: Sequence[str] = (), *, merg
 
     Raises:
         StudyError: the chosen steps have no final run.
-        PrerequisiteError: no finished final run among the chosen steps, one that is stale or damaged, a base that is not the one that was
-            trained on, or a target that exists. All that can be known before is refused before anything is written.
+        PrerequisiteError: no finished final run among the chosen steps, one that is damaged, stale or waits for a step that is, a
+            base that is not the one that was trained on, or a target that exists. All that can be known before is refused before anything
+            is written.
     """
     kept = _kept(session, only)
     _refuse_existing([out / name for run in kept for name in (run.name, *([f"{run.name}-merged"] if merged and run.adapter else []))])
@@ -102,11 +103,11 @@ def _kept(session: Session, only: Sequence[str]) -> list[_Kept]:
     if not found:
         raise PrerequisiteError(f"none of the {len(steps)} final runs is finished in {session.store.root}; run the study first")
     states = session.states()
-    stale = [f"{s.id} is stale ({states[s.id].why}); run it again, or give export the settings it was made by" for s in found
-             if states[s.id].status == "stale"]  # fmt: skip
+    other = [f"{s.id} is {state.status} ({state.why}); run it again, or give export the settings it was made by" for s in found
+             if (state := states[s.id]).status != "done"]  # fmt: skip
     damaged = [f"{s.id}: {problem}" for s in found if (problem := session.store.damaged(s.id))]
-    if stale or damaged:
-        raise PrerequisiteError("\n".join(stale + damaged))
+    if other or damaged:
+        raise PrerequisiteError("\n".join(other + damaged))
     return [_kept_by(session, s.id, f"{s.task}-{s.method}-seed-{s.seed}") for s in found]
 
 

@@ -1,7 +1,7 @@
 """Statistics and report from whatever is finished: always recomputed, unless the last report was built from the very same results."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from tunescope.study.schema import StudyFile
 
 from .files import read_json, sha256_file, write_json, write_text
 from .registration import kept_registration, refuse_mixed_plans
+from .sealing import changed
 from .state import States
 from .store import Store
 
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
 
 
 def built_from(study_file: StudyFile, store: Store, states: States) -> str:
-    """Digest of what a report depends on: results (timings too), what is missing and why, study, registered plan, versions."""
+    """Digest of what a report depends on: results (timings too), what is missing or damaged and why, study, registered plan, versions."""
     from tunescope.analysis.documents import SCHEMA
 
     results = {i: sha256_file(store.folder(i) / "result.json") for i, s in states.items() if s.finished}
-    missing = {i: [s.status, s.why] for i, s in states.items() if not s.finished}
+    missing = {i: [state, why] for i, state, why in _unread(states)}
     study, plan, versions = canonical(study_file.study), kept_registration(store), [__version__, SCHEMA]
     return fingerprint({"results": results, "missing": missing, "study": study, "registration": plan, "versions": versions})
+
+
+def _unread(states: States) -> Iterator[tuple[str, str, str]]:
+    """Steps that no report reads, with their state and why: those not finished, and those whose records are not what they wrote."""
+    for i, state in states.items():
+        if not state.finished:
+            yield i, state.status, state.why
+        elif why := changed(state.finished.folder, state.finished.result["content"], records=True):
+            yield i, "damaged", f"{why}; remove its result.json and run it again"
 
 
 def current_report(study_file: StudyFile, store: Store, states: States) -> Path | None:
@@ -53,7 +63,7 @@ def find(study_file: StudyFile, plan: Plan, store: Store, states: States, now: s
     from tunescope.analysis.statistical_analysis import analyse
 
     refuse_mixed_plans(store)
-    missing = [Missing(step=i, state=s.status, why=s.why) for i, s in states.items() if not s.finished]
+    missing = [Missing(step=i, state=state, why=why) for i, state, why in _unread(states)]
     frames = collect(store.root, study_file.study, planned=plan.steps, missing=missing)
     return frames, analyse(frames, study_file.study, missing, now=now)
 

@@ -64,6 +64,18 @@ def unusable(folder: Path, value: dict[str, Any]) -> str:
     return ""
 
 
+def changed(folder: Path, content: Mapping[str, str], *, records: bool = False) -> str:
+    """Which deterministic artefact is not the bytes it was; "" when all are.
+
+    Args:
+        records: look at those beside `result.json` only, which the analysis reads: not at weights and states, which are large.
+    """
+    for path, digest in content.items():
+        if not (records and "/" in path) and sha256_file(folder / path) != digest:
+            return f"{path} is not what the step wrote (its SHA-256 differs)"
+    return ""
+
+
 def _unchanged(value: dict[str, Any]) -> bool:
     """Whether nothing in a result changed since it was written, be it one bit of a timing; results from before the seal have a digest."""
     try:

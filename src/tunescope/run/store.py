@@ -16,9 +16,9 @@ from tunescope.study.identity import canonical
 from tunescope.study.inputs import StepInputs
 from tunescope.study.schema import Kind, Tracking
 
-from .files import TEMPORARY, read_json, sha256_file, write_json
+from .files import TEMPORARY, read_json, write_json
 from .lease import FOREIGN_LIMIT_S, SILENCE_S, Lease, last_lease, unused
-from .sealing import FORMAT, sealed, unusable
+from .sealing import FORMAT, changed, sealed, unusable
 
 ASIDE = ".merging-"
 """Beginning of the names of folders where those of other stores are copied before they are moved in."""
@@ -245,7 +245,7 @@ class Store:
         (self.folder(step_id) / "error.json").unlink(missing_ok=True)
 
     def finish(self, record: StepRecord, result: StepResult, started: float, wall_s: float) -> None:
-        """Write `result.json`, last and in one step: its presence means success.
+        """Write `result.json`, last and in one step: its presence means success. Only then are checkpoints of no use.
 
         Args:
             started: Unix time.
@@ -254,16 +254,14 @@ class Store:
         folder = self.folder(record.id)
         value = sealed(folder, record.id, record.fingerprint, result, started=started, wall_s=wall_s)
         write_json(folder / "result.json", value)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def damaged(self, step_id: str) -> str:
         """Which deterministic artefact of a finished step is not the bytes it was; "" when all are."""
         result, problem = self.result(step_id)
         if result is None:
             return problem or "it has no result"
-        for path, digest in result.result["content"].items():
-            if sha256_file(result.folder / path) != digest:
-                return f"{path} is not what the step wrote (its SHA-256 differs)"
-        return ""
+        return changed(result.folder, result.result["content"])
 
     def attic(self) -> Path:
         return self.root / "attic"

@@ -110,13 +110,18 @@ def _environment(finished: Finished) -> Check:
 
 
 def _data(session: Session) -> Check:
-    name, ids = "data checksums match", [s.id for s in session.plan.steps if s.kind == "data"]
+    name, steps = "data checksums match", [s.id for s in session.plan.steps if s.kind == "data"]
+    ids = [i for i in steps if session.store.result(i)[0]]
+    absent = f"not finished here: {_few(set(steps) - set(ids))}"
+    if not ids:
+        return Check("R0", name, "SKIP", absent)
     try:
         session.data.verify(session.plan, session.store, ids)
     except PrerequisiteError as error:
         return judged("R0", name, False, str(error).replace("\n", "; "))
     wrong = [i for i in ids if (r := session.store.result(i)[0]) and session.data.check(session.plan[i], r)]
-    return judged("R0", name, not wrong, f"differs: {', '.join(wrong)}" if wrong else f"{len(ids)} tasks, every file hashed")
+    found = f"{len(ids)} of {len(steps)} tasks, every file hashed{f'; {absent}' if len(ids) < len(steps) else ''}"
+    return judged("R0", name, not wrong, f"differs: {', '.join(wrong)}" if wrong else found)
 
 
 def _sources(session: Session, finished: Finished) -> Check:

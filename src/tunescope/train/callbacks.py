@@ -37,8 +37,8 @@ class FlowCallback(TrainerCallback):
     Patience is read from the log history instead of being counted, so a resumed run stops where an uninterrupted one would.
     """
 
-    def __init__(self, window: Window, patience: int, records: Path):
-        self.window, self.patience, self.records = window, patience, records
+    def __init__(self, window: Window, patience: int, records: Path, precision: str):
+        self.window, self.patience, self.records, self.precision = window, patience, records, precision
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.best_global_step:  # the folder may have moved since
@@ -59,7 +59,7 @@ class FlowCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         best, ended = state.best_global_step, control.should_training_stop
-        seal(folder, self.records, step=state.global_step, best_step=best, finished=ended)
+        seal(folder, self.records, step=state.global_step, best_step=best, finished=ended, precision=self.precision)
 
 
 class LayerWatch:

@@ -12,11 +12,12 @@ SEAL = "seal.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An intact checkpoint: its folder, its step, and whether training had ended there."""
+    """An intact checkpoint: its folder, its step, whether training had ended there, and the precision that it was trained in."""
 
     folder: Path
     step: int
     finished: bool
+    precision: str | None
 
 
 def file_sha256(path: Path) -> str:
@@ -25,13 +26,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def seal(folder: Path, records: Path, *, step: int, best_step: int | None, finished: bool) -> None:
+def seal(folder: Path, records: Path, *, step: int, best_step: int | None, finished: bool, precision: str) -> None:
     """Write a checkpoint's digest last and atomically: files of the checkpoint, and probe records taken so far."""
     files = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != SEAL}
     probes = {p.name: file_sha256(p) for p in sorted(records.glob("step-*.parquet"))}
-    content = {"step": step, "best_step": best_step, "finished": finished, "files": files, "probes": probes}
+    head = {"step": step, "best_step": best_step, "finished": finished, "precision": precision}
     partial = folder / f"{SEAL}.partial"
-    partial.write_text(json.dumps(content, indent=1))
+    partial.write_text(json.dumps({**head, "files": files, "probes": probes}, indent=1))
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, folder / SEAL)
@@ -46,7 +47,7 @@ def latest_intact(root: Path, records: Path) -> Checkpoint | None:
         best = content["best_step"]
         if best not in (None, content["step"]) and _read_seal(root / f"checkpoint-{best}", None) is None:
             continue
-        return Checkpoint(folder, content["step"], content["finished"])
+        return Checkpoint(folder, content["step"], content["finished"], content.get("precision"))
     return None
 
 

@@ -64,6 +64,11 @@ class Run:
         return self.ctx.folder / "checkpoints"
 
     @property
+    def probe_rows(self) -> Path:
+        """Records that the checkpoints seal; they go with them."""
+        return self.checkpoints / "probes"
+
+    @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
@@ -93,7 +98,7 @@ class Trained:
     steps: Mapping[str, Any]
     """How its steps ran: `batching`, `captured`."""
     peaks: Mapping[str, Mapping[str, float]]
-    """Peak memory in bytes of each phase so far."""
+    """Peak memory in bytes of each phase so far; without training when another process had ended it."""
     resumed: bool
     """Whether this process took over from another, whose time it does not know."""
 
@@ -213,9 +218,8 @@ def _train_once(run: Run, micro: int) -> Trained:
     limit = inputs.task_spec.max_length
     text = HeldOutText(embedded_passages(), run.tokenizer, limit)
     probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
-    rows_folder = ctx.folder / "probe" / "rows"
-    checkpoint = latest_intact(run.checkpoints, rows_folder)
-    keep_only(run.checkpoints, rows_folder, checkpoint)
+    checkpoint = _checkpoint(run)
+    keep_only(run.checkpoints, run.probe_rows, checkpoint)
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     forget_peak()
     model, recorder, reference = _start(run, probe)
@@ -232,7 +236,18 @@ def _train_once(run: Run, micro: int) -> Trained:
         trainer.add_callback(callback)
     state = _go(run, trainer, checkpoint)
     steps = {"batching": "packed" if batching.packed else "padded"} | _release(run, trainer)
-    return Trained(model, state, recorder, reference, micro, steps, peaks | {"training": peak_memory()}, checkpoint is not None)
+    if not (checkpoint and checkpoint.finished):
+        peaks["training"] = peak_memory()
+    return Trained(model, state, recorder, reference, micro, steps, peaks, checkpoint is not None)
+
+
+def _checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint to go on from. Precision `auto` may be another one on this device: a run has one."""
+    found = latest_intact(run.checkpoints, run.probe_rows)
+    if found is None or found.precision == run.precision.name:
+        return found
+    run.notes.append(f"started anew: the checkpoint at step {found.step} is of precision {found.precision}, not {run.precision.name}")
+    return None
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:
@@ -255,7 +270,7 @@ def _start(run: Run, probe: Probe) -> tuple[Any, DriftRecorder, Reference | None
     model: Any = load_model(run.base_path, dtype=torch.float32, device=device)
     if inputs.training.fused_kernels:  # before the base is probed, so that base and tuned model run through the same kernels
         fuse_kernels(model)
-    recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder)
+    recorder = DriftRecorder(probe, probe.states(model, name="base"), inputs.drift, run.ctx.folder, run.probe_rows)
     adapter, reference = inputs.method_spec.adapter, None
     if adapter is not None:
         prompts = probe.tokens[:PROOF_PROMPTS]
@@ -298,7 +313,7 @@ def _dataset(run: Run) -> RunDataset:
 
 def _callbacks(run: Run, trainer: CompletionTrainer, recorder: DriftRecorder, watch: LayerWatch) -> list[TrainerCallback]:
     training, ctx = run.inputs.training, run.ctx
-    chosen: list[TrainerCallback] = [FlowCallback(trainer.window, training.early_stopping_patience, recorder.rows)]
+    chosen: list[TrainerCallback] = [FlowCallback(trainer.window, training.early_stopping_patience, recorder.rows, run.precision.name)]
     if run.inputs.role == "final":
         chosen.append(ProbeCallback(recorder, run.inputs.drift, ctx.tracker))
     return [*chosen, LogCallback(ctx.tracker, ctx.progress, watch)]

@@ -28,7 +28,10 @@ from .trainer import save_weights
 
 
 def conclude(run: Run, trained: Trained) -> StepResult:
-    """Score the checkpoint with the best selection loss and build the step's result."""
+    """Score the checkpoint with the best selection loss and build the step's result.
+
+    Checkpoints stay until that is written: `Store.finish` drops them.
+    """
     model, state = trained.model, trained.state
     best = int(state.best_global_step or 0)
     forget_peak()
@@ -58,8 +61,6 @@ def conclude(run: Run, trained: Trained) -> StepResult:
         proofs, facts = adapter_proofs(run, model, trained.reference, predictions)
         metrics, outputs = metrics + proofs, outputs | facts
         notes += adapter_flags(facts, proofs, MERGE_TOLERANCE)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    shutil.rmtree(trained.recorder.rows, ignore_errors=True)
     run.ctx.tracker.summary({m.name if m.split is None else f"{m.split}/{m.name}": m.value for m in metrics})
     resources = _resources(run, trained, flops)
     return StepResult(metrics=metrics, resources=resources, outputs=outputs, content=content, notes=notes)
@@ -179,8 +180,8 @@ def _resources(run: Run, trained: Trained, flops: float) -> list[Metric]:
 
 
 def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> list[Metric]:
-    """Peak memory of the whole step, and on a GPU of its phases."""
-    names = next(iter(peaks.values()))
+    """Peak memory of the whole step, which nobody knows when another process trained, and on a GPU of its phases."""
+    names = next(iter(peaks.values())) if "training" in peaks else ()
     rows = [Metric(name=name, value=max(phase.get(name, 0.0) for phase in peaks.values()), unit="bytes") for name in names]
     phases = [(phase, name) for phase in peaks for name in peaks[phase] if name != "peak_rss_bytes"]
     return rows + [Metric(name=f"{phase}_{name}", value=peaks[phase][name], unit="bytes") for phase, name in phases]

@@ -18,13 +18,14 @@ INIT_TOLERANCE = 1e-6
 
 
 class DriftRecorder:
-    """Probes a model against the base and keeps the rows under `<folder>/probe/rows/step-<n>.parquet`."""
+    """Probes a model against the base and keeps the rows under `<rows>/step-<n>.parquet`."""
 
-    def __init__(self, probe: Probe, base: ProbeStates, spec: DriftSpec, folder: Path):
+    def __init__(self, probe: Probe, base: ProbeStates, spec: DriftSpec, folder: Path, rows: Path):
         self.probe, self.base, self.spec = probe, base, spec
         self.folder = folder / "probe"
-        self.rows = self.folder / "rows"
-        self.rows.mkdir(parents=True, exist_ok=True)
+        self.rows = rows
+        for place in (self.folder, rows):
+            place.mkdir(parents=True, exist_ok=True)
 
     def start(self, model: nn.Module, *, exact: bool) -> float:
         """Probe before the first step; the model must still be the base.

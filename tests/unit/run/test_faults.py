@@ -175,6 +175,24 @@ def test_an_artefact_with_a_flipped_bit_is_not_read(bench):
     assert bench.run(Selection(only=("drift/sst2",)))["drift/sst2"].status == "done"
 
 
+def test_checkpoints_stay_until_the_result_is_written(bench, monkeypatch):
+    from tunescope import steps
+    from tunescope.run import provenance
+
+    def train(inputs, ctx):
+        (ctx.folder / "checkpoints" / "probes").mkdir(parents=True, exist_ok=True)
+        (ctx.folder / "checkpoints" / "probes" / "step-1").write_text("rows")
+        return fake_steps.fake_step(inputs, ctx)
+
+    monkeypatch.setattr(steps, "step_function", lambda kind: train)
+    monkeypatch.setattr(provenance, "write_provenance", lambda store, record: 1 / 0)
+    folder = bench.store.folder("data/rte")
+    assert bench.run(ONE)["data/rte"].status == "failed" and (folder / "checkpoints").exists()
+    monkeypatch.setattr(provenance, "write_provenance", lambda store, record: None)
+    state = bench.run(ONE, policy=Policy(retries=0, retry_failed=True))["data/rte"]
+    assert state.status == "done" and state.finished.result["files"] == {} and not (folder / "checkpoints").exists()
+
+
 def test_a_full_disk_blocks_the_step_and_the_next_run_does_it(bench, monkeypatch):
     from tunescope import steps
 

@@ -14,7 +14,7 @@ def store(tmp_path):
         folder = root / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"w%d" % step)
-        seal(folder, records, step=step, best_step=10, finished=step == 30)
+        seal(folder, records, step=step, best_step=10, finished=step == 30, precision="fp32")
     return root, records
 
 

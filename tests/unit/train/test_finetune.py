@@ -23,6 +23,7 @@ from tunescope.study.schema import AdapterSpec, DataSpec, DriftSpec, Limits, Met
 from tunescope.train import finetune
 from tunescope.train.evaluate import read_predictions
 from tunescope.train.finetune import run_train, warmup_length
+from tunescope.train.precision import Precision
 from tunescope.train.proofs import merged_in_bf16
 from tunescope.train.red_flags import adapter_flags
 
@@ -115,7 +116,7 @@ def test_a_damaged_checkpoint_is_not_trusted(data, finished, tmp_path):
     whole, folder, _ = finished["lora"]
     with pytest.raises(Killed):
         run(data, tmp_path, "lora", Log(10))
-    last = max((tmp_path / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    last = max((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     (last / "optimizer.pt").write_bytes(b"not what it was")
     result = run(data, tmp_path, "lora")
     assert not any(f"resumed at step {last.name.split('-')[1]}" in note for note in result.notes)
@@ -136,6 +137,30 @@ def test_a_run_killed_while_scoring_does_not_train_again(data, finished, tmp_pat
     log = Log()
     result = run(data, tmp_path, "full", log)
     assert not any("loss" in values for _, values in log.rows)
+    assert digest(result, tmp_path) == digest(whole, folder)
+
+
+def test_a_run_killed_before_its_result_is_written_does_not_train_again(data, finished, tmp_path):
+    whole, folder, _ = finished["lora"]
+    run(data, tmp_path, "lora")
+    log = Log()
+    result = run(data, tmp_path, "lora", log)
+    assert not any("loss" in values for _, values in log.rows)
+    assert digest(result, tmp_path) == digest(whole, folder)
+    peaks = [{m.name for m in r.resources} & {"peak_rss_bytes", "wall_s"} for r in (whole, result)]
+    assert peaks == [{"peak_rss_bytes", "wall_s"}, set()]  # this process never trained
+
+
+def test_a_run_resumed_where_auto_is_another_precision_starts_anew(data, finished, tmp_path, monkeypatch):
+    whole, folder, _ = finished["lora"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "resolve_precision", lambda wanted, device: Precision("bf16-mixed", device))
+        with pytest.raises(Killed):
+            run(data, tmp_path, "lora", Log(8))
+    result = run(data, tmp_path, "lora")
+    assert [note for note in result.notes if "anew" in note] == [
+        "started anew: the checkpoint at step 6 is of precision bf16-mixed, not fp32"
+    ]
     assert digest(result, tmp_path) == digest(whole, folder)
 
 
@@ -176,7 +201,7 @@ def test_records_of_a_final_run(finished, method):
     assert (start["value"] == 0).all() and len(start) >= 12
     assert values["drift"] > 0
     assert all((folder / name).is_file() for name in result.content)
-    assert not (folder / "checkpoints").exists() and not (folder / "probe" / "rows").exists()
+    assert sorted(p.name for p in (folder / "probe").iterdir()) == ["scored.safetensors", "step-0.safetensors"]
     with safe_open(folder / "probe" / "scored.safetensors", "numpy") as states:
         assert states.metadata()["probe_sha256"] == result.outputs["probe_sha256"]
     names = {name for _, row in log.rows for name in row}

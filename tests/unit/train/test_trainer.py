@@ -26,7 +26,7 @@ def fit(folder: Path, model, *, micro: int, steps: int = 6, rate: float = 1e-3, 
     order = np.arange(48)[: 8 * steps]
     data, batching = RunDataset(rows, order), Batching(PAD, packed, micro)
     trainer = build_trainer(model, arguments, data, some_rows(10, seed=9), batching, Precision("fp32", "cpu"), watch=watch)
-    trainer.add_callback(FlowCallback(trainer.window, 3, folder))
+    trainer.add_callback(FlowCallback(trainer.window, 3, folder, "fp32"))
     trainer.train()
     return trainer
 
