@@ -239,7 +239,8 @@ def test_the_agreement_of_drifts_has_the_standard_errors_of_their_claims(frames:
     expected, other = [], []
     for task in TASKS:
         pair = paired_drift(frames, task, "lora", "full")
-        assert pair is not None and (blocks := pair.crossed()) is not None
+        blocks = pair.crossed() if pair is not None else None
+        assert blocks is not None
         ratio = float(blocks[0].mean() / blocks[1].mean())
         for few, rows in ((True, expected), (False, other)):
             error = relative_test(*blocks, margin=ratio, few_columns=few).contrast.se / blocks[0].mean()
