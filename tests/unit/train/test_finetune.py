@@ -257,7 +257,7 @@ def test_what_is_saved_is_what_was_scored(data, finished, method):
 
 def test_a_search_run_keeps_no_weights_and_takes_no_early_probes(data, tmp_path):
     result = run(data, tmp_path, "lora", role="search")
-    assert {p.name for p in tmp_path.iterdir()} == {"drift.parquet", "probe"}
+    assert {p.name for p in tmp_path.iterdir()} == {"drift.parquet", "probe", "checkpoints"}  # these until its result is written
     drift = pd.read_parquet(tmp_path / "drift.parquet")
     assert drift.loc[~drift["scored"], "step"].unique().tolist() == [0]
     assert {"selection_loss", "drift"} <= {m.name for m in result.metrics}
