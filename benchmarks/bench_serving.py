@@ -209,6 +209,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     if not finished(rows):
         return
     table = cell_table(rows)
+    if table.empty:  # the switching arm has no cells
+        return
     print(
         table.pivot_table(index=["arm", "prompt_length", "sampling"], columns="batch_size", values="ms_per_token_median")
         .round(3)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunescope import console
+from tunescope import console, status_text
 from tunescope.run.lease import Lease
 from tunescope.run.state import StepState
 from tunescope.run.validate import TIERS, Check
@@ -23,15 +23,15 @@ def states(*found: StepState) -> dict[str, StepState]:
     return {s.step.id: s for s in found}
 
 
-def text(flags=(), **more) -> console.StatusText:
-    return console.StatusText(lambda found: flags, lambda verb, *options: " ".join((verb, *options)), **more)
+def text(flags=(), **more) -> status_text.StatusText:
+    return status_text.StatusText(lambda found: flags, lambda verb, *options: " ".join((verb, *options)), **more)
 
 
 def test_a_small_screen_keeps_the_counts_and_what_runs():
     lines = ["1 running · 1 failed · 20 todo", "running train/x", "failed  train/y", *(f"todo    step-{i}" for i in range(20))]
-    shown = console.fitting(lines, 8)
+    shown = status_text.fitting(lines, 8)
     assert len(shown) == 7 and shown[:-1] == lines[:6] and shown[-1].startswith("… 17 more lines")
-    assert console.fitting(lines, 24) == lines
+    assert status_text.fitting(lines, 24) == lines
 
 
 def test_a_status_says_first_how_it_stands_and_what_to_type_and_flags_last():
@@ -84,7 +84,7 @@ def test_the_time_left_comes_from_medians_and_counts_what_already_ran():
 
 def test_the_status_tells_the_time_left_while_steps_run(monkeypatch):
     """A step takes 20 s: two that have run for 8, and two that have not begun, make 64 s of work."""
-    monkeypatch.setattr(console.time, "time", lambda: 108.0)
+    monkeypatch.setattr(status_text.time, "time", lambda: 108.0)
     lease = Lease("there", 1, 0.0, 100.0, 107.0)
     done, ran = state("train/1", "done", 20.0), state("train/2", "running", lease=lease)
     found = states(done, ran, state("train/3", "running", lease=lease), state("train/4", "todo"), state("train/5", "todo"))
@@ -99,7 +99,7 @@ def test_watching_prints_changes_only_and_ends_when_nothing_is_left(capsys):
     looks = iter(
         [states(state("train/1", "running", why="on here", lease=lease))] * 3 + [states(state("train/1", "failed", why="non-finite loss"))]
     )
-    console.watch_status(lambda: next(looks), ["train/1"], text([("train/1", "a flag")]), every_s=0.0)
+    status_text.watch_status(lambda: next(looks), ["train/1"], text([("train/1", "a flag")]), every_s=0.0)
     out = capsys.readouterr().out
     assert out.count("running train/1  on here  3/9 loss 1.2") == 1
     assert "failed  train/1  non-finite loss" in out and out.count("train/1: a flag") == 2

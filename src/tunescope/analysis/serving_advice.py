@@ -31,15 +31,16 @@ def _advice(rows: Sequence[Row], arm: str, n: int, baseline: str, limit: float, 
         return []
     batches = sorted({c[0] for c in cells})
     where = f"batches of {', '.join(map(str, batches))}, {estimate.launches} launches"
+    shown = f"{100 * limit:.6g}%"  # as registered, with all its digits
     measured = f"{n} adapter{'s' if n > 1 else ''} side by side took {estimate.ratio:.2f} times as long a token as {baseline} ({where})"
     if estimate.low is None or estimate.high is None or estimate.launches < min_launches:
-        return [f"{measured}: a first look; {min_launches} launches are needed to decide about a limit of {100 * limit:.6g}%."]
+        return [f"{measured}: a first look; {min_launches} launches are needed to decide about a limit of {shown}."]
     limits = f"{estimate.level:.0%} interval {estimate.low:.2f} to {estimate.high:.2f}"
     if estimate.high <= 1 + limit:
-        return [f"{measured}, {limits}: serve them side by side where {100 * limit:.6g}% is acceptable."]
+        return [f"{measured}, {limits}: serve them side by side where {shown} is acceptable."]
     if estimate.low > 1 + limit:
-        return [f"{measured}, {limits}: above {100 * limit:.6g}%, so merge and run one engine a task where memory allows."]
-    return [f"{measured}, {limits}: not decided against a limit of {100 * limit:.6g}%; run more launches."]
+        return [f"{measured}, {limits}: above {shown}, so merge and run one engine a task where memory allows."]
+    return [f"{measured}, {limits}: not decided against a limit of {shown}; run more launches."]
 
 
 def _memory_advice(rows: Sequence[Row]) -> list[str]:

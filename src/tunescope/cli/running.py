@@ -106,7 +106,8 @@ def search(
 
 def _run_steps(session: "Session", chosen: "Chosen", policy: "Policy", jobs: int | None, mode: Mode) -> "dict[str, StepState]":
     """Run what is to be run, with a display and a summary."""
-    from tunescope.console import counts, duration, open_display, talk
+    from tunescope.console import duration, open_display, talk
+    from tunescope.status_text import counts
 
     session.prepare(chosen)
     started, before = time.monotonic(), session.states()
@@ -184,10 +185,10 @@ def status(
 ) -> None:
     """Say what is done, running, failed, blocked, stale (and why) or to do, what to do next; and the red flags by severity."""
     from tunescope.analysis.step_flags import finished_flags
-    from tunescope.console import StatusText, watch_status
     from tunescope.run.reporting import current_report
     from tunescope.run.selection import Selection, select
     from tunescope.run.session import Session
+    from tunescope.status_text import StatusText, watch_status
 
     session = Session.open(study, overrides or ())
     chosen = select(session.plan, Selection(kind or (), only or (), task or (), (), (), phase, machine))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from tunescope.analysis.answer import margin_percent as plain_margin
 from tunescope.analysis.findings import Claim
 from tunescope.study.schema import TASK_NAMES
 
@@ -123,7 +124,7 @@ def interval(limits: Any, form: Callable[[float | None], str] = number) -> str:
 
 def margin_percent(fraction: float | None) -> str:
     """A registered margin as per cent with all its digits, since it is what was tested: `97.5 %`."""
-    return NONE if missing(fraction) else f"{100 * (fraction or 0.0):.6g}{SPACE}%"
+    return NONE if fraction is None or missing(fraction) else plain_margin(fraction).replace(" ", SPACE)
 
 
 def percent_interval(limits: Any) -> str:

@@ -18,7 +18,7 @@ OWN_LOAD = 3.0
 """The load that a launch makes itself: 2.1 to 2.8 on an H100 host, about 1 on a CPU."""
 
 LOOP_TURNS, LOOPS = 100_000, 25
-"""Additions of one Python loop (3 to 5 ms of one core) and how often it is timed."""
+"""Additions of one Python loop (some milliseconds of one core) and how often it is timed."""
 
 UNEVEN = 1.5
 """Slowest over fastest Python loop of a step from which its host is called uneven: a shared H100 host had two speeds, 1.7 times apart."""

@@ -38,6 +38,19 @@ def seal(folder: Path, records: Path, *, step: int, best_step: int | None, finis
     os.replace(partial, folder / SEAL)
 
 
+def resumable(root: Path, records: Path, precision: str) -> tuple[Checkpoint | None, str]:
+    """The checkpoint to go on from, all that it does not need dropped; and why an intact one was not taken, "" when none was refused.
+
+    A run has one precision; `auto` may resolve to another one on this device.
+    """
+    found, refused = latest_intact(root, records), ""
+    if found is not None and found.precision != precision:
+        refused = f"started anew: the checkpoint at step {found.step} is of precision {found.precision}, not {precision}"
+        found = None
+    keep_only(root, records, found)
+    return found, refused
+
+
 def latest_intact(root: Path, records: Path) -> Checkpoint | None:
     """The newest checkpoint whose files, best checkpoint and probe records all match their digests; None starts afresh."""
     for folder in sorted(root.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):

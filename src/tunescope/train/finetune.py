@@ -27,7 +27,7 @@ from tunescope.study.schema import AdapterSpec
 
 from .batching import Batching, Row, RunDataset, encode_rows, longest_first, micro_batch_size, run_length, run_order, stream_seed
 from .callbacks import FlowCallback, LayerWatch, LogCallback, ProbeCallback
-from .checkpoints import Checkpoint, keep_only, latest_intact
+from .checkpoints import Checkpoint, resumable
 from .precision import Precision, captures, packs, resolve_precision, set_storage
 from .probing import DriftRecorder
 from .trainer import CompletionTrainer, build_trainer, training_arguments
@@ -218,8 +218,8 @@ def _train_once(run: Run, micro: int) -> Trained:
     limit = inputs.task_spec.max_length
     text = HeldOutText(embedded_passages(), run.tokenizer, limit)
     probe = Probe(run.task, run.probe_examples, run.tokenizer, limit, inputs.drift, ctx.device, text)
-    checkpoint = _checkpoint(run)
-    keep_only(run.checkpoints, run.probe_rows, checkpoint)
+    checkpoint, refused = resumable(run.checkpoints, run.probe_rows, run.precision.name)
+    run.notes += [refused] if refused else []
     ctx.tracker.rewind(checkpoint.step if checkpoint else -1)
     forget_peak()
     model, recorder, reference = _start(run, probe)
@@ -239,15 +239,6 @@ def _train_once(run: Run, micro: int) -> Trained:
     if not (checkpoint and checkpoint.finished):
         peaks["training"] = peak_memory()
     return Trained(model, state, recorder, reference, micro, steps, peaks, checkpoint is not None)
-
-
-def _checkpoint(run: Run) -> Checkpoint | None:
-    """The checkpoint to go on from. Precision `auto` may be another one on this device: a run has one."""
-    found = latest_intact(run.checkpoints, run.probe_rows)
-    if found is None or found.precision == run.precision.name:
-        return found
-    run.notes.append(f"started anew: the checkpoint at step {found.step} is of precision {found.precision}, not {run.precision.name}")
-    return None
 
 
 def _release(run: Run, trainer: CompletionTrainer) -> dict[str, Any]:

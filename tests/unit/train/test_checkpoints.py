@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunescope.train.checkpoints import keep_only, latest_intact, seal
+from tunescope.train.checkpoints import keep_only, latest_intact, resumable, seal
 
 
 @pytest.fixture
@@ -63,6 +63,15 @@ def test_what_a_resumed_run_writes_again_is_dropped(store):
     assert sorted(p.name for p in root.iterdir()) == ["checkpoint-10", "checkpoint-20"]
     assert sorted(p.name for p in records.iterdir()) == ["step-000010.parquet", "step-000020.parquet"]
     keep_only(root, records, None)
+    assert not list(root.iterdir()) and not list(records.iterdir())
+
+
+def test_a_checkpoint_of_another_precision_is_not_gone_on_from(store):
+    root, records = store
+    found, refused = resumable(root, records, "fp32")
+    assert (found.step, refused) == (30, "") and (root / "checkpoint-30").is_dir()
+    found, refused = resumable(root, records, "bf16-mixed")
+    assert found is None and refused == "started anew: the checkpoint at step 30 is of precision fp32, not bf16-mixed"
     assert not list(root.iterdir()) and not list(records.iterdir())
 
 
